@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What travels between the rooms: frozen records that can be printed, saved, edited, diffed and replayed.
+
+No torch here: a report must be drawable years later from the files alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from ghostnets.errors import UserError
+
+SCHEMA = 1
+
+Order = Literal["folded", "agreed", "gather", "none"]
+"""How a site's channel order is reconciled with its readers: folded into their weights (free), agreed by
+every writer of the stream (free), restored by a gather after the module, or nothing to reconcile."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What the upgraded network may cost.
+
+    Either ``macs`` (a fraction of the original's multiply-adds if at most 1, else a number of them), or
+    ``ratio`` and ``kernel`` for every site alike.
+    """
+
+    macs: float | None = None
+    ratio: int | None = None
+    kernel: int = 3
+
+    def __post_init__(self) -> None:
+        if (self.macs is None) == (self.ratio is None):
+            raise UserError("a budget names either macs or ratio, not both and not neither")
+        if self.macs is not None and not self.macs > 0:
+            raise UserError(f"budget macs={self.macs} must be above 0")
+        if self.ratio is not None and self.ratio < 2:
+            raise UserError(f"ratio {self.ratio} must be at least 2: a ratio of 1 leaves a convolution as it is")
+        if self.kernel < 1 or self.kernel % 2 == 0:
+            raise UserError(f"kernel {self.kernel} must be odd and positive")
+
+    def as_dict(self) -> dict[str, float | int]:
+        """Only what was asked: ``{"macs": …}`` or ``{"ratio": …, "kernel": …}``."""
+        return {"macs": self.macs} if self.macs is not None else {"ratio": self.ratio or 0, "kernel": self.kernel}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """A convolution that could become a Ghost module: conv, then its norm and activation where it has them."""
+
+    name: str
+    norm: str | None
+    act: str | None
+    relu: bool
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    out_size: tuple[int, int]
+    macs: int
+    params: int
+    stream: int
+    foldable: bool
+    """Whether a change of this site's channel order can be moved into the weights of whoever reads it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What becomes of one site. ``ratio`` 1 means it stays a convolution."""
+
+    name: str
+    decision: Literal["ghost", "keep"]
+    ratio: int
+    kernel: int
+    order: Order
+    reason: str
+    macs_before: int
+    macs_after: int
+    params_before: int
+    params_after: int
+    gathered: int = 0
+    """Elements per image that a gather moves after this module."""
+    divergence: float | None = None
+    """KL to the original's output (nats per image, calibration images) when only this edit is made."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One decision a site, in the order the network runs them, and what the whole then costs."""
+
+    budget: Budget
+    decisions: tuple[Decision, ...]
+    macs_before: int
+    macs_after: int
+    params_before: int
+    params_after: int
+    seed: int
+    calibration_images: int
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairing:
+    """Who makes whom in one Ghost module, in the original's channel numbers.
+
+    ``order[p]`` is the original channel that output position ``p`` of the module carries; the first
+    ``len(intrinsic)`` positions are the intrinsic maps.
+    """
+
+    name: str
+    intrinsic: tuple[int, ...]
+    source: tuple[int, ...]
+    """For every ghost position, the original channel it is made from."""
+    order: tuple[int, ...]
+    primary_error: float
+    """Normalised squared error of the intrinsic maps on the calibration images (0 is perfect)."""
+    ghost_error: float
+    """Normalised squared error of the ghosts on the calibration images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """A network in figures; top1 in percent, latency the median in milliseconds."""
+
+    params: int
+    macs: int
+    top1: float
+    latency_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One finished step of an upgrade; ``epochs`` counts passes over the training images."""
+
+    name: Literal["closed form", "blocks", "distil"]
+    top1: float
+    seconds: float
+    epochs: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpgradeRecord:
+    """The whole upgrade in one record: what ``upgrade.json`` holds and ``--json`` prints."""
+
+    model: str
+    data: str
+    budget: dict[str, float | int]
+    seed: int
+    before: Cost
+    after: Cost
+    steps: tuple[Step, ...]
+    sites: tuple[Decision, ...]
+    environment: dict[str, Any] = field(default_factory=dict[str, Any])
+    schema: int = SCHEMA
+
+
+Record = TypeVar("Record")
+
+
+def to_json(record: Any) -> dict[str, Any]:
+    """A record as plain lists and dicts, ready for ``json.dumps``."""
+    return json.loads(json.dumps(dataclasses.asdict(record)))
+
+
+def from_json(kind: type[Record], data: Any) -> Record:
+    """The record of that kind that ``to_json`` turned into ``data``.
+
+    Raises UserError where a field is missing or unknown.
+    """
+    return _build(kind, data, kind.__name__)
+
+
+def _build(kind: Any, data: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(data, dict):
+            raise UserError(f"{where} should be an object, not {type(data).__name__}")
+        hints = get_type_hints(kind)
+        fields = {f.name: f for f in dataclasses.fields(kind)}
+        unknown = sorted(set(data) - set(fields))
+        missing = sorted(n for n, f in fields.items() if n not in data and _required(f))
+        if unknown or missing:
+            raise UserError(f"{where} has unknown fields {unknown} and lacks {missing}")
+        return kind(**{n: _build(hints[n], v, f"{where}.{n}") for n, v in data.items()})  # pyright: ignore[reportCallIssue]
+    if get_origin(kind) is tuple and isinstance(data, list):
+        items = get_args(kind)
+        inner = items[0] if len(items) == 2 and items[1] is Ellipsis else None
+        return tuple(_build(inner or items[i], v, f"{where}[{i}]") for i, v in enumerate(data))
+    return data
+
+
+def _required(f: dataclasses.Field[Any]) -> bool:
+    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or nothing: a temporary name beside it, then a rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write ``data`` (a record, or plain JSON) as an indented file, whole or not at all."""
+    plain = to_json(data) if dataclasses.is_dataclass(data) else data
+    write_text(path, json.dumps(plain, indent=1) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The parsed file. Raises UserError where it is missing or no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}") from None
