@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches of small images, cropped and mirrored: all of it repeatable from a seed and a place in the run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ghostnets.errors import UserError
+from ghostnets.training.data import Images
+
+
+def generator(*place: int) -> torch.Generator:
+    """Random numbers that belong to one place in a run, such as ``(seed, epoch, step)``, and to no other."""
+    digest = hashlib.sha256(repr(place).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def batches(
+    images: Images,
+    *,
+    batch_size: int,
+    seed: int = 0,
+    epoch: int = 0,
+    shuffle: bool = True,
+    drop_last: bool = False,
+    start: int = 0,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """One pass over the images as pairs of pixels (N, C, H, W) and labels (N,), from batch number ``start`` on.
+
+    The order depends on ``seed`` and ``epoch`` alone, so a run that stopped goes on exactly where it was.
+    """
+    if batch_size < 1:
+        raise UserError(f"batch size {batch_size} must be at least 1")
+    labels = images.labels
+    if labels is None:
+        raise UserError("these images have no labels, so they cannot be drawn as labelled batches")
+    count = len(images)
+    if drop_last and count < batch_size:
+        raise UserError(f"{count} images do not fill one batch of {batch_size}: ask for batches of {count} or fewer")
+    order = torch.randperm(count, generator=generator(seed, epoch)) if shuffle else torch.arange(count)
+    end = count - count % batch_size if drop_last else count
+    return _draw(images.pixels, labels, order[start * batch_size : end].split(batch_size))
+
+
+def _draw(pixels: Tensor, labels: Tensor, order: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor]]:
+    for index in order:
+        if len(index):  # an empty order still splits into one empty part
+            yield pixels[index], labels[index]
+
+
+def random_crop_flip(pixels: Tensor, *, padding: int, flip: bool, generator: torch.Generator) -> Tensor:
+    """Every image (N, C, H, W) shifted by up to ``padding`` pixels over a black border, and with ``flip`` half of them
+    mirrored. Black means 0 before normalising, as He et al. (arXiv:1512.03385, section 4.2) train on CIFAR-10."""
+    if padding < 0:
+        raise UserError(f"crop padding {padding} must not be negative")
+    count, channels, height, width = pixels.shape
+    top, left = torch.randint(2 * padding + 1, (2, count, 1), generator=generator)
+    mirrored = torch.randint(2 if flip else 1, (count, 1), generator=generator).bool()
+    rows = top + torch.arange(height)
+    columns = left + torch.where(mirrored, torch.arange(width).flip(0), torch.arange(width))
+    index = (rows[:, :, None] * (width + 2 * padding) + columns[:, None, :]).view(count, 1, -1).expand(-1, channels, -1)
+    return F.pad(pixels, (padding,) * 4).flatten(2).gather(2, index).view_as(pixels)
