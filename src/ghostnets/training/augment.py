@@ -55,7 +55,8 @@ def _draw(pixels: Tensor, labels: Tensor, order: tuple[Tensor, ...]) -> Iterator
 
 def random_crop_flip(pixels: Tensor, *, padding: int, flip: bool, generator: torch.Generator) -> Tensor:
     """Every image (N, C, H, W) shifted by up to ``padding`` pixels over a black border, and with ``flip`` half of them
-    mirrored. Black means 0 before normalising, as He et al. (arXiv:1512.03385, section 4.2) train on CIFAR-10."""
+    mirrored. Black means 0 before normalising, as He et al. (arXiv:1512.03385, section 4.2) train on CIFAR-10.
+    """
     if padding < 0:
         raise UserError(f"crop padding {padding} must not be negative")
     count, channels, height, width = pixels.shape

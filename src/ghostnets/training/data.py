@@ -7,24 +7,38 @@ Pixels stay uint8 until :func:`normalise`, so that a whole set fits in memory an
 from __future__ import annotations
 
 import difflib
-import hashlib
 import math
-import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from sklearn.datasets import load_digits
 from torch import Tensor
 
 from ghostnets.errors import UserError
+from ghostnets.training import cifar10, image_folder
 from ghostnets.training import pixels as store
+from ghostnets.training.split import stratified
+
+NAMES = ("digits", "cifar10")
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-"""The figures torchvision and most published ImageNet weights use; many CIFAR-10 ResNets kept them."""
+"""The figures of torchvision's and most other published ImageNet weights; many CIFAR-10 networks were given them too."""
+
+DIGITS_SIZE = (32, 32)
+DIGITS_TEST = 360
+"""A fifth of the 1,797, set aside with seed 0."""
+DIGITS_MEAN = (0.3047,)
+DIGITS_STD = (0.3231,)
+"""Measured over the pixels of the other 1,437."""
+
+FOLDER_SIZE = (224, 224)
+"""What ImageNet networks are tested at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +98,27 @@ def load_dataset(
     channels: int | None = None,
     download: bool = True,
 ) -> Dataset:
-    """The data set of that name."""
-    loaders = {"digits": lambda: _digits(), "cifar10": lambda: _cifar10(data_dir, download)}
-    if name_or_dir not in loaders:
-        close = difflib.get_close_matches(name_or_dir, loaders, n=1)
-        raise UserError(f"no data set or folder {name_or_dir!r}{close}")
-    return loaders[name_or_dir]()
+    """``digits``, ``cifar10``, or a folder with one folder of images a class (see ``image_folder.read``).
+
+    ``digits`` are the 1,797 handwritten digits that come with scikit-learn (8×8, 0…16), drawn at 32×32 by bilinear
+    interpolation. CIFAR-10 is looked for in ``data_dir``, in the folder GHOSTNETS_DATA names, and in the cache, and is
+    downloaded if it is nowhere. ``mean`` and ``std`` default to the training images' own for the digits and to
+    ImageNet's for everything else, CIFAR-10 included, because the published weights that get upgraded were mostly
+    trained with those. ``size`` (H, W) and ``channels`` default to the set's own, for a folder to 224×224 in colour.
+    """
+    if size is not None and min(size) < 1:
+        raise UserError(f"image size {size[0]}×{size[1]} must be at least 1×1")
+    if channels not in {None, 1, 3}:
+        raise UserError(f"{channels} channels cannot be made from an image: ask for 1 (grey) or 3 (colour)")
+    if name_or_dir == "digits":
+        dataset = _digits()
+    elif name_or_dir == "cifar10":
+        dataset = _cifar10(data_dir, download=download)
+    elif Path(name_or_dir).is_dir():
+        dataset = _folder(Path(name_or_dir), size=size or FOLDER_SIZE, channels=channels or 3)
+    else:
+        raise UserError(f"there is no data set or folder {name_or_dir!r}: choose {_choices(name_or_dir)}")
+    return _as_asked(dataset, mean=mean, std=std, size=size, channels=channels)
 
 
 def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -101,65 +130,101 @@ def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
 
 def hold_out(images: Images, n: int, seed: int) -> tuple[Images, Images]:
-    """The images without ``n`` of them, and those ``n``, both in their old order.
-
-    Every class gives its share (largest remainder). Who is taken depends on the seed alone: within a class those
-    with the smallest SHA-256 of ``"seed:index"``, so that no library's random numbers can change the split.
+    """The images without ``n`` of them, and those ``n``: a fair share of every class, chosen by ``seed`` alone, both
+    parts in their old order.
     """
-    if not 0 < n < len(images):
-        raise UserError(f"cannot hold out {n} of {len(images)} images: between 1 and {len(images) - 1} are possible")
     labels = np.zeros(len(images), dtype=np.int64) if images.labels is None else images.labels.numpy()
-    held = np.zeros(len(images), dtype=bool)
-    counts = np.bincount(labels)
-    for label, share in enumerate(_shares(counts, n)):
-        members = np.flatnonzero(labels == label).tolist()
-        members.sort(key=lambda index: hashlib.sha256(f"{seed}:{index}".encode()).digest())
-        held[members[:share]] = True
-    return tuple(images.subset(torch.from_numpy(np.flatnonzero(which))) for which in (~held, held))  # pyright: ignore[reportReturnType]
+    aside = torch.from_numpy(stratified(labels, n, seed))
+    return images.subset((~aside).nonzero()[:, 0]), images.subset(aside.nonzero()[:, 0])
 
 
-def _shares(counts: np.ndarray, n: int) -> list[int]:
-    """``n`` divided in proportion to ``counts``: whole parts first, the rest to the largest remainders."""
-    total = int(counts.sum())
-    shares = [int(count) * n // total for count in counts]
-    by_remainder = sorted(range(len(counts)), key=lambda label: (-(int(counts[label]) * n % total), label))
-    for label in by_remainder[: n - sum(shares)]:
-        shares[label] += 1
-    return shares
+def _choices(name: str) -> str:
+    close = difflib.get_close_matches(name.lower(), NAMES, n=1)
+    return f"{', '.join(NAMES)} or a folder of images{f' (did you mean {close[0]!r}?)' if close else ''}"
 
 
 def _digits() -> Dataset:
-    from sklearn.datasets import load_digits
-
-    raw = load_digits()
+    raw: Any = load_digits()  # typed as a Bunch or a tuple, whichever was asked for
     small = torch.from_numpy(raw.images).float().unsqueeze(1)
-    # Interpolate the whole numbers 0..16 first: every step is then exact in float32, on any machine.
-    pixels = F.interpolate(small, size=(32, 32), mode="bilinear", align_corners=False).mul_(255 / 16).round_()
-    images = Images(pixels=pixels.to(torch.uint8), labels=torch.from_numpy(raw.target).long())
-    train, test = hold_out(images, 360, seed=0)
+    # The whole numbers 0…16 are interpolated first: so every step is exact in float32, and equal on any machine.
+    large = F.interpolate(small, size=DIGITS_SIZE, mode="bilinear", align_corners=False).mul_(255 / 16).round_()
+    train, test = hold_out(
+        Images(pixels=large.to(torch.uint8), labels=torch.from_numpy(raw.target).long()), DIGITS_TEST, seed=0
+    )
     return Dataset(
-        name="digits", train=train, test=test, classes=tuple(str(d) for d in range(10)),
-        mean=(0.3053,), std=(0.3401,), augment=Augment(padding=4, flip=False),
+        name="digits",
+        train=train,
+        test=test,
+        classes=tuple(str(digit) for digit in range(10)),
+        mean=DIGITS_MEAN,
+        std=DIGITS_STD,
+        augment=Augment(padding=4, flip=False),
     )
 
 
-CIFAR10_SIZE = 30_730_000
-
-
-def read_cifar(path: Path) -> Images:
-    """The records of one CIFAR-10 binary file: a label byte, then 3,072 bytes, channel first."""
-    records = np.fromfile(path, dtype=np.uint8).reshape(-1, 3073)
-    return Images(
-        pixels=torch.from_numpy(np.ascontiguousarray(records[:, 1:])).view(-1, 3, 32, 32),
-        labels=torch.from_numpy(records[:, 0].astype(np.int64)),
+def _cifar10(data_dir: Path | None, *, download: bool) -> Dataset:
+    folder = cifar10.locate(data_dir, download=download)
+    (train, train_labels), (test, test_labels) = (
+        cifar10.read(folder, files) for files in (cifar10.TRAIN_FILES, cifar10.TEST_FILES)
+    )
+    return Dataset(
+        name="cifar10",
+        train=Images(pixels=train, labels=train_labels),
+        test=Images(pixels=test, labels=test_labels),
+        classes=cifar10.CLASSES,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        augment=Augment(padding=4, flip=True),
     )
 
 
-def _cifar10(data_dir: Path | None, download: bool) -> Dataset:
-    roots = [data_dir] if data_dir else [Path(os.environ.get("GHOSTNETS_DATA", "."))]
-    folder = next(f for root in roots for f in (root, root / "cifar-10-batches-bin") if (f / "test_batch.bin").exists())
-    parts = [read_cifar(folder / f"data_batch_{k}.bin") for k in range(1, 6)]
-    train = Images(pixels=torch.cat([p.pixels for p in parts]), labels=torch.cat([p.labels for p in parts if p.labels is not None]))
-    classes = tuple((folder / "batches.meta.txt").read_text().split())
-    return Dataset(name="cifar10", train=train, test=read_cifar(folder / "test_batch.bin"), classes=classes,
-                   mean=IMAGENET_MEAN, std=IMAGENET_STD, augment=Augment(padding=4, flip=True))
+def _folder(root: Path, *, size: tuple[int, int], channels: int) -> Dataset:
+    decoded = image_folder.read(root, size=size, channels=channels)
+    return Dataset(
+        name=str(root),
+        train=Images(pixels=decoded.train[0], labels=decoded.train[1]),
+        test=Images(pixels=decoded.test[0], labels=decoded.test[1]),
+        classes=decoded.classes,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        augment=Augment(padding=min(size) // 8, flip=True),  # 4 of 32, as for CIFAR-10
+        notes=decoded.notes,
+    )
+
+
+def _as_asked(
+    dataset: Dataset,
+    *,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    size: tuple[int, int] | None,
+    channels: int | None,
+) -> Dataset:
+    channels = channels or dataset.train.pixels.shape[1]
+    height, width = size or dataset.train.pixels.shape[2:]
+    train, test = (
+        Images(pixels=store.fit(part.pixels, size=(height, width), channels=channels), labels=part.labels)
+        for part in (dataset.train, dataset.test)
+    )
+    return replace(
+        dataset,
+        train=train,
+        test=test,
+        mean=_figures("mean", mean, dataset.mean, channels),
+        std=_figures("std", std, dataset.std, channels),
+    )
+
+
+def _figures(what: str, asked: Sequence[float] | None, default: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """One figure a channel: those asked for, else the defaults, repeated for colour or averaged for grey."""
+    if asked is None:
+        return default if len(default) == channels else (sum(default) / len(default),) * channels
+    if len(asked) != channels:
+        raise UserError(f"{what} {_listed(asked)} has {len(asked)} figures for {channels} channels: give {channels}")
+    if not all(math.isfinite(figure) and (figure > 0 or what == "mean") for figure in asked):
+        raise UserError(f"{what} {_listed(asked)} must be finite{' and above 0' if what == 'std' else ''}")
+    return tuple(float(figure) for figure in asked)
+
+
+def _listed(figures: Sequence[float]) -> str:
+    return ",".join(f"{figure:g}" for figure in figures)

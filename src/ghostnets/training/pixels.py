@@ -21,8 +21,8 @@ CHUNK = 1024
 """Images worked on at a time, which bounds the temporary memory of every function here."""
 
 
-def empty(shape: tuple[int, int, int, int]) -> Tensor:
-    """A zero-filled uint8 store of that shape."""
+def empty(shape: tuple[int, ...]) -> Tensor:
+    """A zero-filled uint8 store of that shape (N, C, H, W)."""
     size = math.prod(shape)
     if size <= IN_MEMORY:
         return torch.zeros(shape, dtype=torch.uint8)
@@ -51,7 +51,8 @@ def take(pixels: Tensor, index: Tensor) -> Tensor:
 
 def fit(pixels: Tensor, *, size: tuple[int, int], channels: int) -> Tensor:
     """The same images with ``channels`` 1 or 3 and ``size`` (H, W): grey is repeated, colour becomes its luma
-    (ITU-R 601), and a change of size is bilinear, low-pass filtered when shrinking."""
+    (ITU-R 601), and a change of size is bilinear, low-pass filtered when shrinking.
+    """
     if (pixels.shape[1], *pixels.shape[2:]) == (channels, *size):
         return pixels
     out = empty((len(pixels), channels, *size))
