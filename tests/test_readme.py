@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What README.md shows, runs: its Python is executed in order, its command lines are parsed by the real command."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TARGETS = re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def blocks(language: str) -> list[str]:
+    return [code for kind, info, code in FENCE.findall(README) if kind == language and "no-run" not in info]
+
+
+def command_lines() -> list[list[str]]:
+    """Every command of the bash blocks; a line that ends in a backslash goes on, a comment does not."""
+    lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def test_the_two_commands_come_first() -> None:
+    assert [words[:2] for words in command_lines()[:2]] == [["make", "demo"], ["make", "test"]]
+
+
+def test_make_targets_exist() -> None:
+    named = [words[1] for words in command_lines() if words[0] == "make"]
+    assert set(named) <= set(TARGETS)
+
+
+@pytest.mark.parametrize("words", [words for words in command_lines() if words[0] == "ghostnets"], ids=" ".join)
+def test_command_lines_parse(words: list[str], tmp_path: Path) -> None:
+    from ghostnets.cli.app import app
+
+    _, bound, _ = app.parse_args(words[1:], exit_on_error=False, print_error=False)
+    assert bound.arguments, "the command line says nothing to its verb"
+    verb = [sys.executable, "-c", "from ghostnets.cli.app import main; main()", words[1], "--help"]
+    done = subprocess.run(verb, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one namespace and one empty folder, from top to bottom, as a reader would."""
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {"__name__": "readme"}
+    code = blocks("python")
+    assert code
+    for number, block in enumerate(code, 1):
+        exec(compile(block, f"README.md, Python block {number}", "exec"), namespace)  # noqa: S102 (our own README)
