@@ -19,7 +19,7 @@ PACKAGE = Path(ghostnets.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Room -> the rooms it may import, beside itself. The rooms are the folders and files directly in the package.
-MAY_IMPORT: dict[str, set[str]] = {
+BELOW: dict[str, set[str]] = {
     "errors": set(),
     "records": {"errors"},
     "blocks": {"errors"},
@@ -30,11 +30,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "deploy": {"errors", "records", "blocks", "measure"},
     "report": {"errors", "records"},
 }
-ROOMS_BELOW = set(MAY_IMPORT)
-MAY_IMPORT |= {
-    "pretrained": ROOMS_BELOW,  # save_pretrained, from_pretrained
-    "pipeline": ROOMS_BELOW | {"pretrained"},  # the whole upgrade as one function
-    "cli": ROOMS_BELOW | {"pretrained", "pipeline", "__init__"},
+MAY_IMPORT = BELOW | {
+    "pretrained": {*BELOW},  # save_pretrained, from_pretrained
+    "pipeline": {*BELOW, "pretrained"},  # the whole upgrade as one function
+    "cli": {*BELOW, "pretrained", "pipeline", "__init__"},
     "__init__": {"records", "blocks", "models", "upgrading", "pipeline", "pretrained"},  # the public names
 }
 
