@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from ghostnets.errors import UserError
@@ -144,6 +143,8 @@ def _choices(name: str) -> str:
 
 
 def _digits() -> Dataset:
+    from sklearn.datasets import load_digits  # a second of imports that no other set needs
+
     raw: Any = load_digits()  # typed as a Bunch or a tuple, whichever was asked for
     small = torch.from_numpy(raw.images).float().unsqueeze(1)
     # The whole numbers 0…16 are interpolated first: so every step is exact in float32, and equal on any machine.

@@ -141,5 +141,8 @@ def _md5(path: Path) -> str:
 
 
 def _reason(error: Exception) -> str:
-    inner = error.reason if isinstance(error, urllib.error.URLError) else error
+    if isinstance(error, urllib.error.URLError) and not isinstance(error, urllib.error.HTTPError):
+        inner = error.reason  # the error beneath, in its own words
+    else:
+        inner = error
     return str(inner) or type(inner).__name__
