@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page: the records of a folder become one self-contained report.html beside them."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from ghostnets.errors import UserError
+from ghostnets.records import Pairing, Plan, UpgradeRecord, from_json, read_json, write_text
+from ghostnets.report import figures, tables
+
+REPORT = "report.html"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Records:
+    """What a folder holds; everything but the upgrade itself may be missing."""
+
+    upgrade: UpgradeRecord
+    plan: Plan | None
+    pairings: tuple[Pairing, ...] | None
+    events: tuple[dict[str, Any], ...] | None
+    broken_lines: int
+    """Lines of the run's log that are no JSON object, as a killed run leaves behind."""
+
+
+class Curve(NamedTuple):
+    """A training curve and the words below it."""
+
+    svg: str
+    caption: str
+
+
+def write_report(directory: Path) -> Path:
+    """Draw ``report.html`` from the records in the folder and return its path.
+
+    Raises UserError where ``upgrade.json`` is missing or a record cannot be read.
+    """
+    page = directory / REPORT
+    write_text(page, render(read_records(directory)))
+    return page
+
+
+def read_records(directory: Path) -> Records:
+    """Read the records of one upgrade."""
+    upgrade = from_json(UpgradeRecord, read_json(directory / "upgrade.json"))
+    plan, transfer, run = (directory / name for name in ("plan.json", "transfer.json", "run.jsonl"))
+    events, broken = _read_events(run) if run.exists() else (None, 0)
+    return Records(
+        upgrade=upgrade,
+        plan=from_json(Plan, read_json(plan)) if plan.exists() else None,
+        pairings=_read_pairings(transfer) if transfer.exists() else None,
+        events=events,
+        broken_lines=broken,
+    )
+
+
+def render(records: Records) -> str:
+    """The page as text; the same records give the same text."""
+    upgrade = records.upgrade
+    rows = tables.site_rows(upgrade.sites, records.pairings or ())
+    styles, script = (_environment.loader_text(name) for name in ("report.css", "report.js"))
+    return _environment.get_template("report.html.j2").render(
+        records=records,
+        upgrade=upgrade,
+        date=_date(records),
+        asked=tables.asked(upgrade.budget),
+        command=tables.command(upgrade.environment),
+        verdict=tables.verdict(upgrade),
+        summary=tables.summary_rows(upgrade),
+        steps=tables.step_rows(upgrade),
+        accuracy=_accuracy(upgrade),
+        decisions=tables.decisions_in_words(upgrade.sites),
+        macs=_macs(upgrade),
+        replanned=records.plan is not None and records.plan.decisions != upgrade.sites,
+        columns=tables.filled_columns(rows),
+        rows=rows,
+        totals=tables.totals(upgrade),
+        millions=tables.millions,
+        change=tables.change,
+        curves=_curves(records.events or ()),
+        environment=tables.environment_rows(upgrade.environment),
+        styles=styles,
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+class _Templates(Environment):
+    """Jinja with everything escaped and nothing undefined."""
+
+    def __init__(self) -> None:
+        loader = PackageLoader("ghostnets.report")
+        super().__init__(
+            loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        )
+
+    def loader_text(self, name: str) -> str:
+        """A file of the template folder as it stands."""
+        loader = cast(PackageLoader, self.loader)
+        return loader.get_source(self, name)[0]
+
+
+_environment = _Templates()
+
+
+def _read_pairings(path: Path) -> tuple[Pairing, ...]:
+    data = read_json(path)
+    if not isinstance(data, list):
+        raise UserError(f"{path} should hold a list of pairings, not {type(data).__name__}")
+    return tuple(from_json(Pairing, item) for item in cast("list[Any]", data))
+
+
+def _read_events(path: Path) -> tuple[tuple[dict[str, Any], ...], int]:
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    events = [event for line in lines if (event := _parse(line)) is not None]
+    return tuple(events), len(lines) - len(events)
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return cast("dict[str, Any]", event) if isinstance(event, dict) else None
+
+
+def _date(records: Records) -> str | None:
+    stated = records.upgrade.environment.get("date")
+    times = [str(event["time"]) for event in records.events or () if "time" in event]
+    found = str(stated) if stated else times[-1] if times else None
+    return found.split(".")[0].replace("T", " ") if found else None
+
+
+def _accuracy(upgrade: UpgradeRecord) -> str | None:
+    if not upgrade.steps:
+        return None
+    said = ", ".join(f"{step.name} {tables.percent(step.top1)}" for step in upgrade.steps)
+    label = f"Chart: top-1 accuracy of the original {tables.percent(upgrade.before.top1)}; after each step: {said}."
+    return figures.to_svg(figures.accuracy_by_step(upgrade), "accuracy", label)
+
+
+def _macs(upgrade: UpgradeRecord) -> str | None:
+    if not upgrade.sites:
+        return None
+    figure = figures.macs_by_site(upgrade.sites)
+    label = "Chart: multiply-adds of each site before and after, in network order; the table below holds the figures."
+    return figures.to_svg(figure, "macs", label, figures.site_tooltips(upgrade.sites))
+
+
+def _curves(events: Sequence[dict[str, Any]]) -> list[Curve]:
+    return [_curve(i, step, epochs) for i, (step, epochs) in enumerate(tables.epoch_rows(events).items(), start=1)]
+
+
+def _curve(number: int, step: str, epochs: list[tables.Epoch]) -> Curve:
+    speeds = [e.images_per_second for e in epochs if e.images_per_second is not None]
+    speed = f", {statistics.median(speeds):.0f} images/s (median)" if speeds else ""
+    caption = f"{step}: {epochs[-1].epoch:.4g} epochs{speed}."
+    figure = figures.training_curve(epochs, step)
+    return Curve(figures.to_svg(figure, f"curve{number}", f"Chart: training curve of {caption}"), caption)
