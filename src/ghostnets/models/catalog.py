@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every network by name: a dict of builders, and of those the ones that come trained."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ghostnets.errors import UserError
+from ghostnets.models import resnet
+from ghostnets.models.weights import WEIGHTS, Weights, fill, load_weights, read_weights
+
+BUILDERS: Mapping[str, Callable[..., nn.Module]] = {**resnet.BUILDERS}
+"""Architecture -> what builds it from ``num_classes``, ``in_chans`` and its own keywords."""
+
+
+def create_model(
+    name: str,
+    pretrained: bool = False,  # noqa: FBT001, FBT002 - timm's signature
+    *,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    checkpoint_path: str | Path | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """The network of that name, ``architecture`` or ``architecture.tag``, in train mode.
+
+    A tag brings the classes and channels of its weights, ``pretrained`` the weights themselves; where another
+    ``num_classes`` is asked for, the classifier starts anew. ``checkpoint_path`` is any file that ``load_weights``
+    reads. Keywords go to the builder, those that are None left out.
+
+    Raises UserError where a name, a keyword or a file does not fit.
+    """
+    row = _row(name, pretrained=pretrained)
+    if pretrained and checkpoint_path is not None:
+        raise UserError("a network takes its weights from the package (pretrained) or from checkpoint_path, not both")
+    asked = {"num_classes": num_classes, "in_chans": in_chans, **kwargs}
+    given = {key: value for key, value in asked.items() if value is not None}
+    if row is not None:
+        given = {"num_classes": len(row.classes), "in_chans": row.in_chans, **given}
+    model = _build(name.partition(".")[0], given)
+    if checkpoint_path is not None:
+        load_weights(model, checkpoint_path)
+    if pretrained:
+        assert row is not None
+        _fill_from(row, model, given)
+    return model
+
+
+def list_models(filter: str = "", pretrained: bool = False) -> list[str]:  # noqa: A002, FBT001, FBT002 - timm's signature
+    """The architectures whose names match ``filter`` (``*``, ``?``, ``[…]``), or with ``pretrained`` the trained ones."""
+    names = [name for name in (WEIGHTS if pretrained else BUILDERS) if fnmatch.fnmatchcase(name, filter or "*")]
+    return sorted(names, key=lambda name: [(part.isdigit(), part.zfill(6)) for part in re.split(r"(\d+)", name)])
+
+
+def _row(name: str, *, pretrained: bool) -> Weights | None:
+    """The weights a name stands for. A name without a tag stands for the first trained ones of its architecture."""
+    if name in WEIGHTS:
+        return WEIGHTS[name]
+    if name not in BUILDERS:
+        known = [*BUILDERS, *WEIGHTS]
+        close = difflib.get_close_matches(name.lower(), known, n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"choose one of {', '.join(known)}"
+        raise UserError(f"there is no network {name!r}: {hint}")
+    if not pretrained:
+        return None
+    trained = [row for row in WEIGHTS.values() if row.architecture == name]
+    if not trained:
+        raise UserError(f"{name} does not come trained; these do: {', '.join(list_models(pretrained=True))}")
+    return trained[0]
+
+
+def _build(architecture: str, given: Mapping[str, Any]) -> nn.Module:
+    builder = BUILDERS[architecture]
+    known = inspect.signature(builder).parameters  # without the depth, which is bound already
+    for key, value in given.items():
+        if key not in known:
+            raise UserError(f"{architecture} has no option {key!r}: it takes {', '.join(known)}")
+        if key in {"num_classes", "in_chans"} and (not isinstance(value, int) or value < 1):
+            raise UserError(f"{key} {value!r} of {architecture} must be a whole number of at least 1")
+    return builder(**given)
+
+
+def _fill_from(row: Weights, model: nn.Module, given: Mapping[str, Any]) -> None:
+    if given["in_chans"] != row.in_chans:
+        raise UserError(
+            f"{row.file} was trained on {row.in_chans} channels, and in_chans {given['in_chans']} was asked"
+        )
+    tensors = read_weights(row.path)
+    if given["num_classes"] != len(row.classes):
+        tensors |= {key: value for key, value in model.state_dict().items() if key.startswith(f"{row.classifier}.")}
+    fill(model, tensors, row.file)

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trained weights: the checkpoints that come with the package, and reading any file of weights into a network."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ghostnets.errors import UserError
+
+PYTORCH = (".pt", ".pth", ".th", ".bin", ".ckpt", ".tar")
+"""Endings of files that torch.save writes."""
+
+WRAPPERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model")
+"""Where training scripts put the weights beside their other state; averaged weights first, as in timm."""
+
+PREFIXES = ("module.", "_orig_mod.")
+"""What DataParallel, AveragedModel and torch.compile put before every name."""
+
+BOOKKEEPING = ("num_batches_tracked", "n_averaged")
+"""Counters that no output depends on: files of old PyTorch versions lack the first, averaged ones have the second."""
+
+LISTED = 5
+"""Names of a kind in one message; the rest is counted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """A checkpoint in the package: what it is, what it expects, and how good it was measured to be."""
+
+    architecture: str
+    file: str
+    sha256: str
+    license: str
+    data: str
+    in_chans: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: tuple[str, ...]
+    classifier: str
+    """The layer whose rows are the classes: it starts anew where another number of classes is asked for."""
+    top1: float
+    """Percent of the test images."""
+    measured: str
+    """On what, and by what, ``top1`` was measured."""
+
+    @property
+    def path(self) -> Path:
+        """Where the file lies. Raises UserError where it is not the file that was measured."""
+        path = Path(__file__).parent / "data" / self.file
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != self.sha256:
+            raise UserError(f"{self.file} is missing from this installation or damaged: install ghostnets again")
+        return path
+
+
+WEIGHTS: Mapping[str, Weights] = {
+    "resnet20.digits": Weights(
+        architecture="resnet20",
+        file="resnet20_digits.safetensors",
+        sha256="e9af2d9e344552f9cc1ea2936bdbbbbc19128f165e915a1c30f1e8f687183301",
+        license="Apache-2.0",
+        data="digits",
+        in_chans=1,
+        mean=(0.3047,),
+        std=(0.3231,),
+        classes=tuple("0123456789"),
+        classifier="linear",
+        top1=99.17,
+        measured="357 of the 360 test images right, float32; one run of tools/train_digits.py, seed 0",
+    ),
+}
+"""Name with tag -> its weights."""
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Fill ``model`` with the weights in ``path``: all of them, or none if anything does not fit.
+
+    Raises UserError where the file cannot be read, does not fit the network, or holds NaN or infinite weights.
+    """
+    fill(model, read_weights(path), str(path))
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The tensors in a .safetensors file, or in a PyTorch file that is read without running code from it.
+
+    Out of a training checkpoint come its weights, averaged ones before raw ones; prefixes of wrappers are removed.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"weights {path} do not exist")
+    if not path.is_file():
+        raise UserError(f"weights {path} are not a file")
+    if path.suffix == ".safetensors":
+        found: Any = _read_safetensors(path)
+    elif path.suffix in PYTORCH:
+        found = _read_pytorch(path)
+    else:
+        ending = f"end in {path.suffix!r}" if path.suffix else "have no ending"
+        raise UserError(f"weights {path} {ending}: give .safetensors or one of {', '.join(PYTORCH)}")
+    return _tensors(found, path)
+
+
+def fill(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Copy ``tensors`` into ``model``, in its own dtype, if they are exactly its weights; ``source`` names them."""
+    wanted = model.state_dict()
+    missing = [name for name in wanted if name not in tensors and not _is_bookkeeping(name)]
+    unexpected = [name for name in tensors if name not in wanted and not _is_bookkeeping(name)]
+    shared = {name: tensor for name, tensor in tensors.items() if name in wanted}
+    shapes = [
+        f"{name} {_size(tensor)} instead of {_size(wanted[name])}"
+        for name, tensor in shared.items()
+        if tensor.shape != wanted[name].shape
+    ]
+    problems = [_list("missing", missing), _list("unexpected", unexpected), _list("of another shape", shapes)]
+    if any(problems):
+        raise UserError(f"{source} does not fit {type(model).__name__}: {'; '.join(filter(None, problems))}")
+    cast = {name: tensor.to(wanted[name].dtype) for name, tensor in shared.items()}
+    for name, tensor in cast.items():
+        if tensor.is_floating_point() and not shared[name].is_floating_point():
+            raise UserError(f"{source}: {name} holds {shared[name].dtype} values, which are no weights as they stand")
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"{source}: {name} holds NaN or infinite values")
+    model.load_state_dict({**wanted, **cast})
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path} is no safetensors file, or cut short: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def _read_pytorch(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch's remarks on unusual pickles: they end in a refusal below
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    except Exception as error:  # noqa: BLE001 - damage raises anything, and PyTorch's words advise weights_only=False
+        program = isinstance(error, pickle.UnpicklingError) or "TorchScript" in str(error)
+        named = re.search(r"GLOBAL (\S+) w", str(error))
+        raise UserError(
+            f"{path} is refused: it holds more than tensors{f' ({named[1]})' if named else ''}, and opening that could "
+            "run code; save the network's state_dict() alone, best as .safetensors"
+            if program
+            else f"{path} is no PyTorch file of weights, or cut short"
+        ) from None
+
+
+def _tensors(found: Any, path: Path) -> dict[str, Tensor]:
+    while isinstance(found, Mapping) and (inner := next((w for w in WRAPPERS if _wraps(found, w)), None)):
+        found = found[inner]
+    if not isinstance(found, Mapping) or not found:
+        raise UserError(f"{path} holds no weights: a state_dict() was expected")
+    odd = next((name for name, value in found.items() if not isinstance(value, Tensor)), None)
+    if odd is not None:
+        raise UserError(f"{path} holds no weights: {odd!r} is no tensor, and a state_dict() has only tensors")
+    tensors = {str(name): value for name, value in found.items()}
+    while (prefix := next((p for p in PREFIXES if _all_start(tensors, p)), None)) is not None:
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _all_start(names: Iterable[str], prefix: str) -> bool:
+    """Whether every name starts so; AveragedModel keeps its own counter without the prefix."""
+    return all(name.startswith(prefix) for name in names if name != "n_averaged")
+
+
+def _wraps(found: Mapping[Any, Any], name: str) -> bool:
+    return isinstance(found.get(name), Mapping) and bool(found[name])
+
+
+def _is_bookkeeping(name: str) -> bool:
+    return name.rpartition(".")[2] in BOOKKEEPING
+
+
+def _list(what: str, names: Iterable[str]) -> str:
+    names = list(names)
+    if not names:
+        return ""
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return f"{len(names)} {what} ({', '.join(names[:LISTED])}{more})"
+
+
+def _size(tensor: Tensor) -> str:
+    return "×".join(str(n) for n in tensor.shape) or "scalar"

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One contract for every network in the catalogue, and names that are nearly right."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import ghostnets
+from ghostnets.errors import UserError
+from ghostnets.models.catalog import BUILDERS, create_model, list_models
+from ghostnets.models.resnet import CifarResNet
+from ghostnets.models.weights import WEIGHTS
+from ghostnets.training.data import load_dataset
+
+EVERY = [*BUILDERS, *WEIGHTS]
+# Million parameters, He et al. (arXiv:1512.03385, Table 6); the paper rounds, and its ResNet-110 has 1.7.
+PUBLISHED = {"resnet20": 0.27, "resnet32": 0.46, "resnet44": 0.66, "resnet56": 0.85, "resnet110": 1.7}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_network_keeps_the_contract(name: str) -> None:
+    model = create_model(name, num_classes=7, in_chans=2)
+    assert model.training
+    logits = model(torch.randn(2, 2, 16, 16))
+    assert logits.shape == (2, 7)
+    logits.sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_plain_networks_have_the_published_size_and_their_ghosts_less(name: str) -> None:
+    sizes = [sum(p.numel() for p in create_model(n).parameters()) / 1e6 for n in (name, f"ghost_{name}")]
+    assert sizes[0] == pytest.approx(PUBLISHED[name], abs=0.05 if name == "resnet110" else 0.01)
+    assert sizes[1] < 0.55 * sizes[0]
+
+
+def test_defaults_are_those_of_cifar_and_none_means_unset() -> None:
+    for model in (create_model("resnet20"), create_model("resnet20", num_classes=None, in_chans=None)):
+        assert isinstance(model, CifarResNet)
+        assert model(torch.zeros(2, 3, 8, 8)).shape == (2, 10)
+
+
+def test_keywords_reach_the_builder() -> None:
+    model = create_model("ghost_resnet20", ratio=4, cheap_size=5)
+    cheap = model.get_submodule("layer1.0.conv1.cheap_operation.0")
+    assert isinstance(cheap, nn.Conv2d)
+    assert (cheap.kernel_size, cheap.in_channels, cheap.out_channels) == ((5, 5), 4, 12)
+    unset = create_model("ghost_resnet20", ratio=None, cheap_size=None).state_dict()
+    plain = create_model("ghost_resnet20").state_dict()
+    assert {n: t.shape for n, t in unset.items()} == {n: t.shape for n, t in plain.items()}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_trained_networks_hold_what_their_file_holds(name: str) -> None:
+    row = WEIGHTS[name]
+    stored = load_file(row.path)
+    for asked in (name, row.architecture):
+        model = create_model(asked, pretrained=True)
+        assert model.training
+        for key, tensor in model.state_dict().items():
+            assert torch.equal(tensor, stored[key].to(tensor.dtype))
+    untrained = create_model(name)
+    assert {n: t.shape for n, t in untrained.state_dict().items()} == {n: t.shape for n, t in stored.items()}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_trained_networks_are_as_good_as_stated(name: str) -> None:
+    row, model = WEIGHTS[name], create_model(name, pretrained=True).eval()
+    data = load_dataset(row.data)
+    assert (data.classes, data.mean, data.std) == (row.classes, row.mean, row.std)
+    assert data.test.labels is not None
+    centre, spread = (torch.tensor(figures).view(1, -1, 1, 1) for figures in (row.mean, row.std))
+    with torch.inference_mode():
+        guesses = model((data.test.pixels / 255 - centre) / spread).argmax(1)
+    right = int((guesses == data.test.labels).sum())
+    assert abs(right - row.top1 / 100 * len(data.test)) < 1.5  # another processor may round one image over the edge
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_another_number_of_classes_starts_only_the_classifier_anew(name: str) -> None:
+    row = WEIGHTS[name]
+    model, stored = create_model(name, pretrained=True, num_classes=3), load_file(row.path)
+    for key, tensor in model.state_dict().items():
+        if not key.startswith(row.classifier):
+            assert torch.equal(tensor, stored[key].to(tensor.dtype))
+    assert model(torch.zeros(2, row.in_chans, 32, 32)).shape == (2, 3)
+    with pytest.raises(UserError, match=f"trained on {row.in_chans} channels"):
+        create_model(name, pretrained=True, in_chans=row.in_chans + 1)
+
+
+def test_a_checkpoint_fills_the_network(tmp_path: Path) -> None:
+    source = create_model("ghost_resnet20", in_chans=1)
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    model = create_model("ghost_resnet20", in_chans=1, checkpoint_path=tmp_path / "w.safetensors")
+    x = torch.randn(1, 1, 16, 16)
+    assert torch.equal(model.eval()(x), source.eval()(x))
+    with pytest.raises(UserError, match="not both"):
+        create_model(next(iter(WEIGHTS)), pretrained=True, checkpoint_path=tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "keywords", "words"),
+    [
+        ("resnet65", {}, "no network 'resnet65': did you mean resnet56"),
+        ("ResNet56", {}, "did you mean resnet56"),
+        ("ghostresnet20", {}, "did you mean ghost_resnet20"),
+        ("resnet20.digit", {}, "did you mean resnet20.digits"),
+        ("resnet20.digits.v2", {}, "did you mean resnet20.digits"),
+        ("", {}, "no network ''"),
+        ("transformer", {}, "choose one of resnet20, "),
+        ("resnet56", {"pretrained": True}, "resnet56 does not come trained; these do: resnet20.digits"),
+        ("resnet20", {"ratio": 2}, "resnet20 has no option 'ratio': it takes num_classes, in_chans"),
+        ("ghost_resnet20", {"depth": 20}, "no option 'depth'"),
+        ("resnet20", {"num_classes": 0}, "num_classes 0 of resnet20"),
+        ("resnet20", {"in_chans": -1}, "in_chans -1"),
+        ("resnet20", {"in_chans": 1.5}, "in_chans 1.5"),
+        ("ghost_resnet20", {"ratio": 0}, "ratio 0"),
+        ("resnet20", {"checkpoint_path": "nowhere.pt"}, "nowhere.pt do not exist"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_words(name: str, keywords: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        create_model(name, **keywords)
+    assert words in str(caught.value)
+
+
+def test_lists_follow_the_pattern_and_the_number() -> None:
+    assert list_models("resnet*") == ["resnet20", "resnet32", "resnet44", "resnet56", "resnet110"]
+    assert set(list_models()) == set(BUILDERS)
+    for pattern in ("ghost_*", "*56", "*resnet?0", "resnet[24]*", "nothing"):
+        assert set(list_models(pattern)) == {name for name in BUILDERS if fnmatch(name, pattern)}
+    assert list_models(pretrained=True) == sorted(WEIGHTS)
+    assert list_models("*.digits", pretrained=True) == ["resnet20.digits"]
+
+
+def test_the_package_offers_both() -> None:
+    assert ghostnets.create_model is create_model
+    assert ghostnets.list_models is list_models
