@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import tempfile
+import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -171,7 +170,7 @@ def to_json(record: Any) -> dict[str, Any]:
 def from_json(kind: type[Record], data: Any) -> Record:
     """The record of that kind that ``to_json`` turned into ``data``.
 
-    Raises UserError where a field is missing or unknown.
+    Raises UserError where a field is missing, unknown or of another type; the message names it.
     """
     return _build(kind, data, kind.__name__)
 
@@ -187,11 +186,47 @@ def _build(kind: Any, data: Any, where: str) -> Any:
         if unknown or missing:
             raise UserError(f"{where} has unknown fields {unknown} and lacks {missing}")
         return kind(**{n: _build(hints[n], v, f"{where}.{n}") for n, v in data.items()})  # pyright: ignore[reportCallIssue]
-    if get_origin(kind) is tuple and isinstance(data, list):
-        items = get_args(kind)
-        inner = items[0] if len(items) == 2 and items[1] is Ellipsis else None
-        return tuple(_build(inner or items[i], v, f"{where}[{i}]") for i, v in enumerate(data))
-    return data
+    if get_origin(kind) is tuple:
+        return _tuple(get_args(kind), data, where)
+    if get_origin(kind) is dict:
+        if not isinstance(data, dict):
+            raise UserError(f"{where} should be an object, not {_shown(data)}")
+        return {key: _build(get_args(kind)[1], value, f"{where}.{key}") for key, value in data.items()}
+    if get_origin(kind) is Literal:
+        if not any(data == choice and type(data) is type(choice) for choice in get_args(kind)):
+            raise UserError(f"{where} should be one of {', '.join(map(repr, get_args(kind)))}, not {_shown(data)}")
+        return data
+    return _scalar(kind, data, where)
+
+
+def _tuple(items: tuple[Any, ...], data: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(data, list | tuple):
+        raise UserError(f"{where} should be a list, not {_shown(data)}")
+    kinds = [items[0]] * len(data) if items[1:] == (Ellipsis,) else items
+    if len(data) != len(kinds):
+        raise UserError(f"{where} should have {len(kinds)} values, not {len(data)}")
+    return tuple(_build(kind, value, f"{where}[{i}]") for i, (kind, value) in enumerate(zip(kinds, data, strict=True)))
+
+
+def _scalar(kind: Any, data: Any, where: str) -> Any:
+    """A number, a word, a truth or nothing. JSON writes 1.0 as 1, so a whole number serves where a float is meant."""
+    if kind is Any:
+        return data
+    kinds = get_args(kind) or (kind,)
+    if type(data) in kinds:
+        return data
+    if float in kinds and type(data) is int:  # and no bool, which Python counts as an int
+        return float(data)
+    names = " or ".join("null" if k is type(None) else _JSON_NAMES[k] for k in kinds)
+    raise UserError(f"{where} should be {names}, not {_shown(data)}")
+
+
+_JSON_NAMES: dict[type, str] = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
+
+
+def _shown(data: Any) -> str:
+    text = json.dumps(data, default=str)
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _required(f: dataclasses.Field[Any]) -> bool:
@@ -199,16 +234,22 @@ def _required(f: dataclasses.Field[Any]) -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole file or nothing: a temporary name beside it, then a rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Write a whole file or nothing: a temporary name beside it, then a rename.
+
+    Raises UserError where the place cannot be written to.
+    """
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("x", encoding="utf-8") as file:  # unlike mkstemp's, open to whom the umask allows
+                file.write(text)
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
 def write_json(path: Path, data: Any) -> None:
