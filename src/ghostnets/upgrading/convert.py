@@ -96,9 +96,7 @@ def ghost_module(model: nn.Module, name: str) -> GhostModule:
     return module
 
 
-def reorder_channels(
-    model: nn.Module, recorded: Trace, channels: Channels, content: Mapping[int, int]
-) -> nn.Module:
+def reorder_channels(model: nn.Module, recorded: Trace, channels: Channels, content: Mapping[int, int]) -> nn.Module:
     """A copy whose channels stand in another order and whose output is the same.
 
     ``content[u] = v``: where class u stood, class v's channel stands now; a permutation of classes of equal
@@ -123,6 +121,8 @@ def reorder_channels(
                 raise UnsupportedLayer(f"{name} is called more than once and would need two channel orders")
             continue
         done[name] = (read, written)
+        if _is_identity(read) and _is_identity(written):
+            continue  # also where a linear layer reads another dimension than the channels'
         _permute_(changed.get_submodule(name), torch.from_numpy(read), torch.from_numpy(written))
     return changed
 
@@ -138,6 +138,10 @@ def _permutation(channels: Channels, node: fx.Node, moved: Mapping[int, int]) ->
         occurrence[label] = nth + 1
         result[position] = places[moved[label]][nth] if label in moved else position
     return result
+
+
+def _is_identity(order: NDArray[np.int64]) -> bool:
+    return np.array_equal(order, np.arange(len(order)))
 
 
 def _permute_(module: nn.Module, read: Tensor, written: Tensor) -> None:
