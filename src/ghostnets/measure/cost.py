@@ -6,6 +6,7 @@ MACs are those of convolutions and linear layers (one multiply-add = 1); norms f
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +26,7 @@ def layer_costs(model: nn.Module, example: Tensor) -> tuple[LayerCost, ...]:
     """Every convolution and linear layer in the order it first runs on ``example``; the model is left as it was."""
     macs: dict[str, int] = {}
     handles = [
-        module.register_forward_hook(_counter(name, macs))
+        module.register_forward_hook(_counter(name, macs, len(example)))
         for name, module in model.named_modules()
         if isinstance(module, nn.Conv2d | nn.Linear)
     ]
@@ -53,11 +54,11 @@ def total_params(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _counter(name: str, macs: dict[str, int]):
+def _counter(name: str, macs: dict[str, int], images: int) -> Callable[[nn.Module, object, Tensor], None]:
     def count(module: nn.Module, _inputs: object, output: Tensor) -> None:
         weight = module.weight
         assert isinstance(weight, Tensor)
-        per_output = weight[0].numel()
-        macs[name] = macs.get(name, 0) + per_output * (output[0].numel())
+        # The layer's own batch may be another: crops of an image, or its positions, are often moved there.
+        macs[name] = macs.get(name, 0) + weight[0].numel() * output.numel() // images
 
     return count
