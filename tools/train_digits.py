@@ -119,7 +119,7 @@ def write(model: nn.Module, digits: Dataset, path: Path, *, seed: int) -> bytes:
         "recipe": "tools/train_digits.py",
         "license": "Apache-2.0",
     }
-    written = save(tensors, metadata={"format": "pt", "ghostnets": json.dumps(about)})
+    written = save(tensors, metadata={"ghostnets": json.dumps(about)})  # one key: the order of several is random
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(written)
     return written

@@ -68,7 +68,7 @@ WEIGHTS: Mapping[str, Weights] = {
     "resnet20.digits": Weights(
         architecture="resnet20",
         file="resnet20_digits.safetensors",
-        sha256="e9af2d9e344552f9cc1ea2936bdbbbbc19128f165e915a1c30f1e8f687183301",
+        sha256="98aff53e625631520413dc9f28d5557d8947d80eca696958d3eb985117b59f80",
         license="Apache-2.0",
         data="digits",
         in_chans=1,
