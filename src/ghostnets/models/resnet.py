@@ -52,6 +52,10 @@ class BasicBlock(nn.Module):
 class CifarResNet(nn.Module):
     """The whole network: (N, in_chans, H, W) to (N, num_classes) logits."""
 
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+
     def __init__(
         self,
         blocks: int,
@@ -81,7 +85,7 @@ class CifarResNet(nn.Module):
         x = self.act1(self.bn1(self.conv1(x)))
         return self.layer3(self.layer2(self.layer1(x)))
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+    def forward_head(self, x: Tensor, *, pre_logits: bool = False) -> Tensor:
         """Pooled features, classified unless ``pre_logits``."""
         pooled = x.mean((2, 3))
         return pooled if pre_logits else self.linear(pooled)
