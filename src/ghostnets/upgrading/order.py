@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.optimize import Bounds, LinearConstraint, linear_sum_assignment, milp
 from scipy.sparse import coo_matrix
 
 Costs = NDArray[np.float64]
@@ -44,15 +44,32 @@ def order_cost(costs: Costs, order: Sequence[int] | NDArray[np.int64], ratio: in
 def best_order(costs: Costs, ratio: int) -> NDArray[np.int64]:
     """The order of least summed error for one module alone: a capacitated assignment, solved by HiGHS.
 
+    Costs are not negative. The solver's tolerances are absolute, so costs are scaled by the best order known so
+    far, from a descent at first, and the problem is solved again where that was far too dear.
+    """
+    n = len(costs)
+    order = descend(np.arange(n), [Writer(costs, ratio, np.arange(n))], np.zeros(n, dtype=np.int64))
+    while (known := order_cost(costs, order, ratio)) > 0:
+        found = _assignment(costs, ratio, known)
+        reached = order_cost(costs, found, ratio) if found is not None else np.inf
+        if found is not None and reached < known:
+            order = found
+        if reached > 1e-2 * known:
+            break
+    return order
+
+
+def _assignment(costs: Costs, ratio: int, known: float) -> NDArray[np.int64] | None:
+    """An order at most as dear as ``known``, as good as the solver's tolerances (in parts of ``known``) allow.
+
     x[i, j] = 1 where j is made from i, y[i] = 1 where i is intrinsic; with y whole, x is a transport problem and
     comes out whole by itself. Where the ratio does not divide n, one intrinsic map has fewer ghosts than the
-    others and later ones have none; r[i] and f[i] mark the short one and the full ones.
+    others and later ones have none; r[i] and f[i] mark the short one and the full ones. A pair dearer than
+    ``known`` can be in no better order.
     """
     n = len(costs)
     intrinsic = intrinsic_count(n, ratio)
     full, short = divmod(n - intrinsic, max(ratio - 1, 1))
-    if n == intrinsic:
-        return np.arange(n)
     x, y, f, r = n * n, n, n, n
     off = {"x": 0, "y": x, "f": x + y, "r": x + y + f}
     size = x + y + f + r
@@ -72,21 +89,25 @@ def best_order(costs: Costs, ratio: int) -> NDArray[np.int64]:
     low = np.concatenate([np.ones(n), np.zeros(n), np.full(n, -1.0), [intrinsic, full, 1 if short else 0]])
     high = np.concatenate([np.ones(n), np.zeros(n), np.zeros(n), [intrinsic, full, 1 if short else 0]])
     upper = np.ones(size)
+    upper[:x] = (costs <= known).ravel()
     upper[np.arange(n) * n + np.arange(n)] = 0  # nobody is made from itself
-    scale = float(np.abs(costs).max()) or 1.0
-    weights = np.concatenate([costs.ravel() / scale, np.zeros(y + f + r)])
+    weights = np.concatenate([costs.ravel() / known * upper[:x], np.zeros(y + f + r)])
     integral = np.concatenate([np.zeros(x), np.ones(y + f + r)])
+    # scipy's stubs know bounds as numbers only
+    bounds = Bounds(0, upper)  # pyright: ignore[reportArgumentType]
     found = milp(
-        weights, constraints=LinearConstraint(matrix, low, high), bounds=Bounds(0, upper), integrality=integral,
-        options={"time_limit": SOLVER_SECONDS},
+        weights, constraints=LinearConstraint(matrix, low, high), bounds=bounds, integrality=integral,  # pyright: ignore[reportArgumentType]
+        options={"time_limit": SOLVER_SECONDS, "mip_rel_gap": 0.0},
     )  # fmt: skip
     if found.x is None:
-        return descend(np.arange(n), [Writer(costs, ratio, np.arange(n))], np.zeros(n, dtype=np.int64))
-    made_from = found.x[:x].reshape(n, n) > 0.5
-    chosen = np.flatnonzero(found.x[off["y"] : off["f"]] > 0.5)
-    chosen = chosen[np.argsort(-made_from[chosen].sum(1), kind="stable")]
-    ghosts = [int(g) for c in chosen for g in np.flatnonzero(made_from[c])]
-    return np.array([*chosen.tolist(), *ghosts])
+        return None
+    fullness = np.round(found.x[off["y"] : off["f"]] + 2 * found.x[off["f"] : off["r"]] + found.x[off["r"] :])
+    chosen = np.argsort(-fullness, kind="stable")[:intrinsic]  # full ones, the short one, those without a ghost
+    ghosts = np.setdiff1d(np.arange(n), chosen)
+    # Between equal costs x may come out in fractions; an assignment of the ghosts to the free places does not.
+    sources = chosen[source_places(n, ratio)]
+    _, made = linear_sum_assignment(costs[np.ix_(sources, ghosts)])
+    return np.concatenate([chosen, ghosts[made]])
 
 
 @dataclass(frozen=True)
@@ -108,11 +129,12 @@ def descend(start: NDArray[np.int64], writers: Sequence[Writer], groups: NDArray
     content = start.copy()
     slot_cost = [_slot_matrix(writer, len(start)) for writer in writers]
     roles = [_slot_roles(writer) for writer in writers]
+    rounding = 1e-12 * max((float(np.abs(cost).max()) for cost in slot_cost if cost.size), default=0.0)
     while True:
         gains = _exchange_gains(content, slot_cost, roles)
         gains[groups[:, None] != groups[None, :]] = 0.0
         u, v = np.unravel_index(int(np.argmin(gains)), gains.shape)
-        if gains[u, v] >= -1e-12 * (1 + abs(float(gains.min()))):
+        if gains[u, v] >= -rounding:
             return content
         content[[u, v]] = content[[v, u]]
 
