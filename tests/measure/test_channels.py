@@ -51,6 +51,8 @@ CARRIED: list[tuple[Callable[[Tensor], Tensor], list[int | None]]] = [
     (lambda x: F.adaptive_avg_pool2d(x, (3, 7)), [0, 1, 2, 3]),
     (lambda x: x.mean((2, 3), keepdim=True) * x, [0, 1, 2, 3]),
     (lambda x: x[:, [2, 0, 3, 1]], [2, 0, 3, 1]),
+    (lambda x: x[:, torch.tensor([2, 0, 3, 1])] * torch.tensor(2.0), [2, 0, 3, 1]),
+    (lambda x: x.index_select(1, torch.tensor([1, 1, 0, 3])), [1, 1, 0, 3]),
     (lambda x: x.flip(1), [3, 2, 1, 0]),
     (lambda x: x[:, 1:3].repeat(1, 2, 1, 1), [1, 2, 1, 2]),
     (lambda x: x[:, 1:3].repeat_interleave(2, 1), [1, 1, 2, 2]),

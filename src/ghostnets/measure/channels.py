@@ -218,10 +218,9 @@ class _Follower:
         if node not in self.labels:
             return compute(self.model, node, {n: self._value(n, paint) for n in node.all_input_nodes})
         shape = self.recorded.shapes[node]
-        if len(shape) < 2:
-            return torch.full(
-                shape, 0.5, dtype=torch.float64
-            )  # no channels: no paint either, so it is recognised nowhere
+        if len(shape) < 2:  # no channels, so no paint: a constant is what it is, others are recognised nowhere
+            constant = not node.all_input_nodes and node.op != "placeholder"
+            return compute(self.model, node, {}) if constant else torch.full(shape, 0.5, dtype=torch.float64)
         names = self.labels[node]
         column = (1, -1, *[1] * (len(shape) - 2))
         if paint is None:

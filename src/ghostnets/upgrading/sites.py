@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -52,6 +53,8 @@ class Anatomy:
 def find_sites(model: nn.Module, example: Tensor, *, ignored_layers: Collection[str] = ()) -> Anatomy:
     """Take ``model`` (in eval mode) apart as it treats ``example`` (N, C, H, W).
 
+    An ignored layer that holds others stands for all of them.
+
     Raises UserError where an ignored layer does not exist or nothing could be upgraded.
     """
     recorded = trace(model, example)
@@ -60,13 +63,16 @@ def find_sites(model: nn.Module, example: Tensor, *, ignored_layers: Collection[
     if unknown:
         raise UserError(f"ignored layer {unknown[0]!r} does not exist in {type(model).__name__}")
     calls = [node for node in recorded.nodes if isinstance(recorded.module_of(node), nn.Conv2d)]
+    names = Counter(module for _, module in model.named_modules(remove_duplicate=False))
     refused: dict[str, str] = {}
     places: dict[str, Place] = {}
     for node in calls:
         name = str(node.target)
         reason = _refusal(recorded, node, calls)
-        if name in ignored_layers:
+        if any(name == layer or name.startswith(f"{layer}.") for layer in ignored_layers):
             reason = "ignored by request"
+        elif reason is None and names[recorded.modules[name]] > 1:
+            reason = "it stands in the network under several names"
         if reason is None:
             places[name] = _place(recorded, node)
         else:
@@ -92,11 +98,20 @@ def _refusal(recorded: Trace, node: fx.Node, calls: list[fx.Node]) -> str | None
         return f"groups={conv.groups}: a grouped convolution is cheap already"
     if conv.padding_mode != "zeros":
         return f"padding_mode={conv.padding_mode!r} is not covered"
+    if conv.padding == "same" and any(d * (k - 1) % 2 for d, k in zip(conv.dilation, conv.kernel_size, strict=True)):
+        return f"padding='same' with kernel {_times(conv.kernel_size)} pads unevenly"
+    norm = _place(recorded, node).norm
+    if norm is not None and getattr(recorded.module_of(norm), "running_mean", None) is None:
+        return f"its norm {norm.target} keeps no running statistics"
     if conv.in_channels < MIN_IN_CHANNELS:
         return f"the first convolution ({conv.in_channels} input channels) is left alone"
     if conv.out_channels < 4:
         return f"{conv.out_channels} output channels are too few to share"
     return None
+
+
+def _times(numbers: Collection[int]) -> str:
+    return "×".join(map(str, numbers))
 
 
 def _weight(recorded: Trace, node: fx.Node) -> object:
