@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ghostnets.errors import UserError
+
 RELU_ROUNDS = 8  # facts/upgrade-study: the majorised fit has settled by then
 RIDGE = 1e-3  # of the mean diagonal; the study found 1e-2 half a point worse
 
@@ -67,7 +69,7 @@ def values_at(x: Tensor, positions: Tensor) -> Tensor:
 
 
 def fit_primary(
-    rows: Tensor, wanted: Tensor, start: Tensor, *, relu: bool, ridge: float = RIDGE, rounds: int = 3
+    rows: Tensor, wanted: Tensor, start: Tensor, *, relu: bool, ridge: float = RIDGE, rounds: int = RELU_ROUNDS
 ) -> tuple[Tensor, Tensor]:
     """The filters and biases whose output on ``rows`` comes closest to ``wanted``.
 
@@ -75,21 +77,16 @@ def fit_primary(
     With ``relu`` the squared error is that after the activation: by majorisation, ``rounds`` solves in which a
     value that should be negative, and is, counts as right. Returns (n, K) and (n,).
     """
-    centre = rows.mean(0)
-    system = _gram(rows - centre)
-    diagonal = torch.diagonal(system)
-    diagonal += ridge * diagonal.mean().clamp_min(1e-12)
-    factor = torch.linalg.cholesky(system)
-    weight, target = start, wanted
-    bias = (wanted - rows @ start.T).mean(0)
+    centred, centre = _centred(rows, 0)
+    factor = _factor(_gram(centred), ridge)
+    pulled = centred @ start.T
+    made, level, weight = pulled, wanted.mean(0), start
     for _ in range(rounds if relu else 1):
-        if relu:
-            target = _majorised(wanted, rows @ weight.T + bias)
-        residual = target - rows @ start.T
-        right = ((rows - centre).T @ (residual - residual.mean(0))).double()
-        weight = start + torch.cholesky_solve(right, factor).T.float()
-        bias = (target - rows @ weight.T).mean(0)
-    return weight, bias
+        target = _majorised(wanted, made + level) if relu else wanted
+        right = (centred.T @ (target - pulled)).double()
+        weight = start + torch.cholesky_solve(right, factor).T.to(start.dtype)
+        made, level = centred @ weight.T, target.mean(0)
+    return weight, level - weight @ centre
 
 
 def fit_ghosts(
@@ -100,31 +97,57 @@ def fit_ghosts(
     ``rows`` (S, g, d²): what each ghost's filter sees of its source; ``wanted`` (S, g) before activation.
     Returns (g, d²) and (g,). With ``relu`` as in ``fit_primary``.
     """
-    count = len(rows)
-    seen = rows.permute(1, 0, 2)  # (g, S, d²)
-    centre = seen.mean(1, keepdim=True)
-    centred = seen - centre
-    system = (centred.transpose(1, 2) @ centred).double() / count
-    diagonal = torch.diagonal(system, dim1=1, dim2=2)
-    diagonal += ridge * diagonal.mean(1, keepdim=True).clamp_min(1e-12)
-    factor = torch.linalg.cholesky(system)
-    wanted = wanted.T  # (g, S)
-    target = wanted
-    weight = torch.zeros(len(seen), seen.shape[2])
-    bias = wanted.mean(1)
-    for round_ in range(rounds if relu else 1):
-        if relu and round_:
-            target = _majorised(wanted, (seen @ weight[:, :, None])[:, :, 0] + bias[:, None])
-        elif relu:
-            target = wanted.clamp_min(0)  # the plain fit of a mostly negative value is worse than its mean
-        right = (centred.transpose(1, 2) @ (target - target.mean(1, keepdim=True))[:, :, None]).double() / count
-        weight = torch.cholesky_solve(right, factor)[:, :, 0].float()
-        bias = (target - (seen @ weight[:, :, None])[:, :, 0]).mean(1)
-    return weight, bias
+    seen = rows.permute(1, 2, 0).contiguous()  # (g, d², S)
+    centred, centre = _centred(seen, 2)
+    factor = _factor((centred @ centred.transpose(1, 2)).double(), ridge)
+    wanted = wanted.T.contiguous()  # (g, S)
+    # The plain fit of a mostly negative value is worse than its mean, so the first target is what ReLU leaves.
+    target = wanted.clamp_min(0) if relu else wanted
+    weight, level = torch.zeros_like(centre), wanted.mean(1)
+    for _ in range(rounds if relu else 1):
+        right = (centred @ target[:, :, None]).double()
+        weight = torch.cholesky_solve(right, factor)[:, :, 0].to(rows.dtype)
+        level = target.mean(1)
+        if relu:
+            target = _majorised(wanted, (weight[:, None] @ centred)[:, 0] + level[:, None])
+    return weight, level - (weight * centre).sum(1)
+
+
+def _centred(rows: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Rows less their mean, and that mean.
+
+    Twice, because the first leaves a rounding error that is no longer small beside rows which are nearly constant:
+    a filter would be fitted to it.
+    """
+    first = rows.mean(dim, keepdim=True)
+    centred = rows - first
+    rest = centred.mean(dim, keepdim=True)
+    return centred.sub_(rest), (first + rest).squeeze(dim)
+
+
+def _factor(system: Tensor, ridge: float) -> Tensor:
+    """The Cholesky factor of (…, K, K) with this part of its mean diagonal added to the diagonal.
+
+    More is added where rounding has made the system indefinite: float32 sums of many rows in few directions.
+    """
+    if not bool(torch.isfinite(system).all()):
+        raise UserError("the activations to fit are not finite: NaN or Inf in the network's weights or its input?")
+    diagonal = torch.diagonal(system, dim1=-2, dim2=-1)
+    step = diagonal.mean(-1, keepdim=True).clamp_min(1e-12)
+    added = torch.full_like(step, ridge)
+    while True:
+        factor, failed = torch.linalg.cholesky_ex(system + torch.diag_embed((added * step).expand_as(diagonal)))
+        if not bool(failed.any()):
+            return factor
+        added = torch.where(failed[..., None] > 0, added.clamp_min(1e-8) * 10, added)
 
 
 def _majorised(wanted: Tensor, now: Tensor) -> Tensor:
-    """The target whose plain squared error bounds that after ReLU from above and touches it at ``now``."""
+    """The target whose plain squared error bounds from above that of the one-sided error, and touches it at ``now``.
+
+    One-sided: the plain error where the value should be positive, else only what ReLU lets through. It is convex
+    and itself a bound of the error after ReLU, which would leave a filter dead once all its values are negative.
+    """
     return torch.where(wanted > 0, wanted, now.clamp_max(0))
 
 
