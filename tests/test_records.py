@@ -46,13 +46,14 @@ plans = st.builds(
     Plan, budget=budgets, decisions=st.lists(decisions, max_size=3).map(tuple), macs_before=counts, macs_after=counts,
     params_before=counts, params_after=counts, seed=counts, calibration_images=counts,
 )  # fmt: skip
+outcomes = decisions.map(Decision.outcome)
 costs = st.builds(Cost, params=counts, macs=counts, top1=numbers, latency_ms=numbers)
 steps = st.builds(
     Step, name=st.sampled_from(["closed form", "blocks", "distil"]), top1=numbers, seconds=numbers, epochs=numbers
 )
 upgrades = st.builds(
     UpgradeRecord, model=words, data=words, budget=budgets.map(Budget.as_dict), seed=counts, before=costs, after=costs,
-    steps=st.lists(steps, max_size=3).map(tuple), sites=st.lists(decisions, max_size=2).map(tuple),
+    steps=st.lists(steps, max_size=3).map(tuple), sites=st.lists(outcomes, max_size=2).map(tuple),
     environment=st.dictionaries(words, st.none() | st.booleans() | numbers | words | st.lists(words, max_size=2), max_size=3),
 )  # fmt: skip
 pairs = st.tuples(st.integers(1, 9), st.integers(1, 9))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,9 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from ghostnets.errors import UserError
 
 SCHEMA = 1
+
+PARTIAL_BYTES = 4
+"""Random bytes in the name of a file that is not whole yet."""
 
 Order = Literal["folded", "agreed", "gather", "none"]
 """How a site's channel order is reconciled with its readers: folded into their weights (free), agreed by
@@ -70,23 +74,35 @@ class Site:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decision:
-    """What becomes of one site. ``ratio`` 1 means it stays a convolution."""
+class Outcome:
+    """What becomes of one site, as ``upgrade.json`` says it. ``ratio`` 1 means it stays a convolution."""
 
     name: str
     decision: Literal["ghost", "keep"]
     ratio: int
     kernel: int
-    order: Order
     reason: str
     macs_before: int
     macs_after: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision(Outcome):
+    """An outcome and what the plan must know beside it to carry it out."""
+
+    order: Order
     params_before: int
     params_after: int
+    channels: tuple[int, ...] = ()
+    """The original channel that each output place of the Ghost module carries; empty where nothing changes."""
     gathered: int = 0
     """Elements per image that a gather moves after this module."""
     divergence: float | None = None
     """KL to the original's output (nats per image, calibration images) when only this edit is made."""
+
+    def outcome(self) -> Outcome:
+        """The part that ``upgrade.json`` holds."""
+        return Outcome(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Outcome)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +170,7 @@ class UpgradeRecord:
     before: Cost
     after: Cost
     steps: tuple[Step, ...]
-    sites: tuple[Decision, ...]
+    sites: tuple[Outcome, ...]
     environment: dict[str, Any] = field(default_factory=dict[str, Any])
     schema: int = SCHEMA
 
@@ -234,22 +250,29 @@ def _required(f: dataclasses.Field[Any]) -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole file or nothing: a temporary name beside it, then a rename.
+    """Write a whole file or nothing. Raises UserError where the place cannot be written to."""
+    write_bytes(path, text.encode("utf-8"))
 
-    Raises UserError where the place cannot be written to.
-    """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """The same for bytes: a temporary name beside it, then a rename."""
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(PARTIAL_BYTES)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with partial.open("x", encoding="utf-8") as file:  # unlike mkstemp's, open to whom the umask allows
-                file.write(text)
+            with partial.open("xb") as file:  # unlike mkstemp's, open to whom the umask allows
+                file.write(data)
             partial.replace(path)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+def is_partial(path: Path) -> bool:
+    """Whether this is what a killed process left of a file it was writing."""
+    return path.name.startswith(".") and re.fullmatch(rf"[0-9a-f]{{{2 * PARTIAL_BYTES}}}", path.suffix[1:]) is not None
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -102,7 +102,7 @@ def _record(decisions: tuple[Decision, ...]) -> UpgradeRecord:
             Step(name="blocks", top1=91.57, seconds=204.0, epochs=5.0),
             Step(name="distil", top1=92.31, seconds=1784.0, epochs=12.0),
         ),
-        sites=decisions,
+        sites=tuple(d.outcome() for d in decisions),
         environment={
             "command": [
                 "ghostnets",

@@ -19,7 +19,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ghostnets.records import Decision, UpgradeRecord
+from ghostnets.records import Outcome, UpgradeRecord
 from ghostnets.report.tables import Epoch, change, count, duration, percent, points
 
 BLUE, ORANGE, VERMILLION = "#0072b2", "#e69f00", "#d55e00"
@@ -95,28 +95,28 @@ def accuracy_by_step(record: UpgradeRecord) -> Figure:
     return figure
 
 
-def macs_by_site(decisions: Sequence[Decision]) -> Figure:
+def macs_by_site(sites: Sequence[Outcome]) -> Figure:
     """A bar a site in network order: solid what it costs now, a dashed ghost of what it cost before.
 
     Each bar links to the table row ``#site-N`` and has the gid ``site-N-bar``.
     """
-    ghosts = [d.decision == "ghost" for d in decisions]
+    ghosts = [d.decision == "ghost" for d in sites]
     with matplotlib.rc_context(STYLE):
         figure, axes = _canvas(10, 3.3, "Cost of each site, millions of multiply-adds")
-        x = range(len(decisions))
-        before = axes.bar(x, [d.macs_before / 1e6 for d in decisions], width=0.72, facecolor=FAINT, edgecolor=MUTED)
+        x = range(len(sites))
+        before = axes.bar(x, [d.macs_before / 1e6 for d in sites], width=0.72, facecolor=FAINT, edgecolor=MUTED)
         after = axes.bar(
-            x, [d.macs_after / 1e6 for d in decisions], width=0.72, color=[BLUE if g else ORANGE for g in ghosts]
+            x, [d.macs_after / 1e6 for d in sites], width=0.72, color=[BLUE if g else ORANGE for g in ghosts]
         )
         for i, (ghost, bar) in enumerate(zip(before, after, strict=True), start=1):
             ghost.set(linestyle=(0, (2, 1.5)), linewidth=0.6, url=f"#site-{i}", gid=f"site-{i}-before")
             bar.set(url=f"#site-{i}", gid=f"site-{i}-bar")
-        step = -(-len(decisions) // LABELS)
-        shown = range(0, len(decisions), max(step, 1))
-        axes.set_xticks(list(shown), [_short(decisions[i].name) for i in shown], rotation=90, fontsize=6.5)
+        step = -(-len(sites) // LABELS)
+        shown = range(0, len(sites), max(step, 1))
+        axes.set_xticks(list(shown), [_short(sites[i].name) for i in shown], rotation=90, fontsize=6.5)
         axes.tick_params(axis="x", length=0, pad=2)
-        axes.set_xlim(-0.7, len(decisions) - 0.3)
-        axes.set_ylim(0, 1.06 * max(1e-9, *(max(d.macs_before, d.macs_after) / 1e6 for d in decisions)))
+        axes.set_xlim(-0.7, len(sites) - 0.3)
+        axes.set_ylim(0, 1.06 * max(1e-9, *(max(d.macs_before, d.macs_after) / 1e6 for d in sites)))
         handles = {"before": before[:1], "after, Ghost module": after[_first(ghosts)]}
         handles["after, kept as it was"] = after[_first([not g for g in ghosts])]
         drawn = {name: bars[0] for name, bars in handles.items() if bars}
@@ -132,10 +132,10 @@ def macs_by_site(decisions: Sequence[Decision]) -> Figure:
     return figure
 
 
-def site_tooltips(decisions: Sequence[Decision]) -> dict[str, str]:
+def site_tooltips(sites: Sequence[Outcome]) -> dict[str, str]:
     """For each bar of ``macs_by_site``, what a reader learns on pointing at it."""
     said: dict[str, str] = {}
-    for i, d in enumerate(decisions, start=1):
+    for i, d in enumerate(sites, start=1):
         what = f"ratio {d.ratio}, kernel {d.kernel}" if d.decision == "ghost" else "kept"
         macs = f"{count(d.macs_before)} → {count(d.macs_after)} MACs ({change(d.macs_before, d.macs_after)})"
         said |= dict.fromkeys((f"site-{i}-before", f"site-{i}-bar"), f"{d.name}: {what}\n{macs}")

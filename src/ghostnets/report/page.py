@@ -67,7 +67,10 @@ def read_records(directory: Path) -> Records:
 def render(records: Records) -> str:
     """The page as text; the same records give the same text."""
     upgrade = records.upgrade
-    rows = tables.site_rows(upgrade.sites, records.pairings or ())
+    decisions = records.plan.decisions if records.plan else ()
+    replanned = records.plan is not None and tuple(d.outcome() for d in decisions) != upgrade.sites
+    done = decisions if decisions and not replanned else upgrade.sites  # the plan says more of each site
+    rows = tables.site_rows(done, records.pairings or ())
     styles, script = (_environment.loader_text(name) for name in ("report.css", "report.js"))
     return _environment.get_template("report.html.j2").render(
         records=records,
@@ -81,7 +84,7 @@ def render(records: Records) -> str:
         accuracy=_accuracy(upgrade),
         decisions=tables.decisions_in_words(upgrade.sites),
         macs=_macs(upgrade),
-        replanned=records.plan is not None and records.plan.decisions != upgrade.sites,
+        replanned=replanned,
         columns=tables.filled_columns(rows),
         rows=rows,
         totals=tables.totals(upgrade),

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ghostnets.records import Decision, Pairing, UpgradeRecord
+from ghostnets.records import Decision, Outcome, Pairing, UpgradeRecord
 
 ABSENT = "–"
 MINUS = "−"
@@ -165,7 +165,7 @@ def asked(budget: Mapping[str, float | int]) -> str:
     return ", ".join(f"{name} {value}" for name, value in budget.items())
 
 
-def decisions_in_words(decisions: Sequence[Decision]) -> str:
+def decisions_in_words(decisions: Sequence[Outcome]) -> str:
     """How many sites became what."""
     ratios = Counter(d.ratio for d in decisions if d.decision == "ghost")
     ghosts = sum(ratios.values())
@@ -189,10 +189,13 @@ def step_rows(record: UpgradeRecord) -> list[StepRow]:
     ]
 
 
-def site_rows(decisions: Iterable[Decision], pairings: Iterable[Pairing] = ()) -> list[SiteRow]:
-    """One row a site, in network order; pairings are matched by name and may be missing."""
+def site_rows(sites: Iterable[Outcome], pairings: Iterable[Pairing] = ()) -> list[SiteRow]:
+    """One row a site, in network order; pairings are matched by name and may be missing.
+
+    Where a site is a whole Decision, its row says more.
+    """
     by_name = {pairing.name: pairing for pairing in pairings}
-    return [_site(i, decision, by_name.get(decision.name)) for i, decision in enumerate(decisions, start=1)]
+    return [_site(i, site, by_name.get(site.name)) for i, site in enumerate(sites, start=1)]
 
 
 def filled_columns(rows: Sequence[SiteRow]) -> dict[str, Column]:
@@ -293,24 +296,30 @@ def _summary(figure: str, show: Any, before: float, after: float, changed: str, 
     return SummaryRow(figure, show(before), show(after), changed, note, share)
 
 
-def _site(position: int, decision: Decision, pairing: Pairing | None) -> SiteRow:
-    ghost = decision.decision == "ghost"
-    gathered = f", {count(decision.gathered)}" if decision.gathered else ""
+def _site(position: int, site: Outcome, pairing: Pairing | None) -> SiteRow:
+    ghost = site.decision == "ghost"
+    decision = site if isinstance(site, Decision) else None
     return SiteRow(
         position=Cell(str(position), position),
-        name=Cell(decision.name),
-        decision=Cell(decision.decision),
-        ratio=_whole(decision.ratio if ghost else None),
-        kernel=_whole(decision.kernel if ghost else None),
-        order=Cell(decision.order + gathered if ghost and decision.order != "none" else ABSENT),
-        macs_before=millions(decision.macs_before),
-        macs_after=millions(decision.macs_after),
-        change=Cell(change(decision.macs_before, decision.macs_after), _relative(decision)),
-        divergence=_fraction(decision.divergence, 4),
+        name=Cell(site.name),
+        decision=Cell(site.decision),
+        ratio=_whole(site.ratio if ghost else None),
+        kernel=_whole(site.kernel if ghost else None),
+        order=Cell(_order(decision) if decision else ABSENT),
+        macs_before=millions(site.macs_before),
+        macs_after=millions(site.macs_after),
+        change=Cell(change(site.macs_before, site.macs_after), _relative(site)),
+        divergence=_fraction(decision.divergence if decision else None, 4),
         primary_error=_fraction(pairing.primary_error if pairing else None, 3),
         ghost_error=_fraction(pairing.ghost_error if pairing else None, 3),
-        reason=Cell(decision.reason or ABSENT),
+        reason=Cell(site.reason or ABSENT),
     )
+
+
+def _order(decision: Decision) -> str:
+    if decision.decision == "keep" or decision.order == "none":
+        return ABSENT
+    return f"{decision.order}, {count(decision.gathered)}" if decision.gathered else decision.order
 
 
 def millions(number: int) -> Cell:
@@ -318,8 +327,8 @@ def millions(number: int) -> Cell:
     return Cell(f"{number / 1e6:.3f}", number)
 
 
-def _relative(decision: Decision) -> float | None:
-    return decision.macs_after / decision.macs_before - 1 if decision.macs_before else None
+def _relative(site: Outcome) -> float | None:
+    return site.macs_after / site.macs_before - 1 if site.macs_before else None
 
 
 def _whole(number: int | None) -> Cell:
