@@ -5,7 +5,10 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from ghostnets.errors import UnsupportedLayer
 
 
 class ConvTriple(NamedTuple):
@@ -30,3 +33,22 @@ def plain_conv(
     """Convolution without bias and "same" padding at stride 1, batch norm, ReLU where asked."""
     conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False)
     return ConvTriple(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True) if relu else nn.Identity())
+
+
+def merged(conv: nn.Conv2d, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the one convolution that does what ``conv`` and then ``norm`` (in eval mode) do.
+
+    Raises UnsupportedLayer where the norm keeps no running statistics.
+    """
+    weight = conv.weight.detach().double()
+    bias = weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias.detach().double()
+    if isinstance(norm, nn.BatchNorm2d):
+        if norm.running_mean is None or norm.running_var is None:
+            raise UnsupportedLayer("a BatchNorm2d without running statistics cannot be merged; track them first")
+        scale = torch.rsqrt(norm.running_var.double() + norm.eps)
+        bias = (bias - norm.running_mean.double()) * scale
+        if norm.affine:
+            scale = scale * norm.weight.detach().double()
+            bias = bias * norm.weight.detach().double() + norm.bias.detach().double()
+        weight = weight * scale[:, None, None, None]
+    return weight.to(conv.weight.dtype), bias.to(conv.weight.dtype)

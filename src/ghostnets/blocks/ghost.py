@@ -70,8 +70,9 @@ class GhostModule(nn.Module):
         if self.cheap_operation is None:
             return intrinsic
         ghosts = self.cheap_operation(intrinsic)
-        spare = intrinsic.shape[1] + ghosts.shape[1] - self.out_channels
-        return torch.cat([intrinsic, ghosts[:, : ghosts.shape[1] - spare] if spare else ghosts], 1)
+        if self.intrinsic_channels * self.ratio > self.out_channels:
+            ghosts = ghosts[:, : self.out_channels - self.intrinsic_channels]
+        return torch.cat([intrinsic, ghosts], 1)
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, ratio={self.ratio}, cheap_size={self.cheap_size}"

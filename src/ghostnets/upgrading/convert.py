@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +13,78 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from ghostnets.blocks.ghost import ChannelGather, GhostModule
-from ghostnets.errors import UnsupportedLayer
+from ghostnets.errors import UnsupportedLayer, UserError
 from ghostnets.measure.channels import Channels
 from ghostnets.measure.trace import Trace
-from ghostnets.records import Decision
-from ghostnets.upgrading.sites import Anatomy
+from ghostnets.records import Decision, Pairing, Plan
+from ghostnets.upgrading.calibration import Chunks, Progress, as_chunks, first_image, quiet
+from ghostnets.upgrading.sites import Anatomy, find_sites
+from ghostnets.upgrading.transfer import transfer_
+
+ROWS = 64_000  # of patches for one layer's fit; facts in docs/upgrade.md
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A converted network, and who makes whom in it with which error."""
+
+    model: nn.Module
+    pairings: tuple[Pairing, ...]
+
+
+def convert(
+    model: nn.Module,
+    plan: Plan,
+    images: Chunks | Tensor,
+    *,
+    ignored_layers: Collection[str] = (),
+    rows: int = ROWS,
+    progress: Progress = quiet,
+) -> Converted:
+    """Carry out ``plan`` on a copy of ``model``, in closed form, fitting on ``images``; no training.
+
+    ``rows`` bounds the sampled rows of each least squares problem. Raises UserError where the plan is not one
+    for this network.
+    """
+    chunks = as_chunks(images)
+    anatomy = find_sites(copy.deepcopy(model).eval(), first_image(chunks), ignored_layers=ignored_layers)
+    _check(plan, anatomy)
+    original = reordered(model, plan, anatomy)
+    student = restructure(original, edits(anatomy, plan.decisions))
+    for decision in plan.decisions:
+        if decision.order == "gather":
+            gather_of(student, anatomy, decision.name).set_(torch.argsort(torch.tensor(decision.channels)))
+    pairings = transfer_(student, original, anatomy, plan, chunks, rows=rows, progress=progress)
+    return Converted(student.train(model.training), pairings)
+
+
+def reordered(model: nn.Module, plan: Plan, anatomy: Anatomy) -> nn.Module:
+    """A copy of ``model`` in eval mode that does the same, its channels in the order the plan's modules have."""
+    content: dict[int, int] = {}
+    for decision in plan.decisions:
+        if decision.order in ("folded", "agreed"):
+            labels = anatomy.channels.labels[anatomy.places[decision.name].linear]
+            content |= {label: labels[channel] for label, channel in zip(labels, decision.channels, strict=True)}
+    return reorder_channels(model, anatomy.trace, anatomy.channels, content).eval()
+
+
+def _check(plan: Plan, anatomy: Anatomy) -> None:
+    planned, found = [d.name for d in plan.decisions], [site.name for site in anatomy.sites]
+    if planned != found:
+        other = sorted(set(planned) ^ set(found))
+        raise UserError(f"the plan is for another network: {other[0] if other else planned[0]!r} does not match")
+    for decision, site in zip(plan.decisions, anatomy.sites, strict=True):
+        if decision.decision == "ghost" and sorted(decision.channels) != list(range(site.out_channels)):
+            raise UserError(f"the plan's channels for {site.name} are not an order of its {site.out_channels} channels")
+
+
+def gather_of(model: nn.Module, anatomy: Anatomy, name: str) -> ChannelGather:
+    """The gather behind a converted site. Its norm's place holds it, or the pair that took the convolution's."""
+    site = next(site for site in anatomy.sites if site.name == name)
+    module = model.get_submodule(site.norm) if site.norm else model.get_submodule(name)
+    module = module[1] if isinstance(module, nn.Sequential) else module
+    assert isinstance(module, ChannelGather)
+    return module
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -86,14 +153,6 @@ def ghost_like(conv: nn.Conv2d, change: Edit) -> GhostModule:
         relu=change.relu,
     )
     return module.to(conv.weight.device, conv.weight.dtype).train(conv.training)
-
-
-def ghost_module(model: nn.Module, name: str) -> GhostModule:
-    """The Ghost module at a site, looked up through the gather that may stand behind it."""
-    module = model.get_submodule(name)
-    module = module[0] if isinstance(module, nn.Sequential) else module
-    assert isinstance(module, GhostModule)
-    return module
 
 
 def reorder_channels(model: nn.Module, recorded: Trace, channels: Channels, content: Mapping[int, int]) -> nn.Module:

@@ -4,7 +4,7 @@ each single edit does to the output. Nothing is changed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,17 +16,13 @@ from torch import Tensor, fx, nn
 from ghostnets.errors import UserError
 from ghostnets.measure.trace import Env, Trace, compute, depends_on, run
 from ghostnets.records import Site
+from ghostnets.upgrading.calibration import Chunks, Progress
 from ghostnets.upgrading.fit import PairMoments, cheap_window, draw_positions, fit_ghosts, patches, values_at
 from ghostnets.upgrading.order import best_order, intrinsic_count, source_places
 from ghostnets.upgrading.sites import Anatomy, Place
 
-Chunks = Callable[[], Iterable[Tensor]]
-"""Calibration images, normalised, (N, C, H, W) a chunk; called once for every pass over them."""
-
-Progress = Callable[[str, int, int], None]
-"""Told what is going on, how far, and of how much."""
-
 PAIR_ROWS = 24  # positions drawn per image for the pair moments
+TRIAL_IMAGES = 300  # the divergences of two draws of 300 images rank the sites alike
 FIT_ROWS = 96  # positions drawn per image for the filters of a trial edit
 
 
@@ -60,8 +56,8 @@ def look(
     ratios: Sequence[int],
     kernel: int,
     seed: int,
-    trial_images: int,
     progress: Progress,
+    trial_images: int = TRIAL_IMAGES,
 ) -> Look:
     """Measure every site of ``model``; ``trial_images`` of the images serve the trial edits.
 

@@ -3,18 +3,101 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
+import torch
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_matrix
 
+from torch import Tensor, nn
+
 from ghostnets.errors import UserError
+from ghostnets.measure.cost import total_macs, total_params
 from ghostnets.records import Budget, Decision, Order, Plan, Site
-from ghostnets.upgrading.look import Candidate
-from ghostnets.upgrading.order import intrinsic_count
+from ghostnets.upgrading.calibration import Chunks, Progress, as_chunks, first_image, quiet
+from ghostnets.upgrading.look import Candidate, look
+from ghostnets.upgrading.order import Costs, Writer, agreed_order, intrinsic_count
+from ghostnets.upgrading.sites import Anatomy, find_sites
 
 RATIOS = (2, 3, 4, 6, 8)
+
+
+def plan(
+    model: nn.Module,
+    images: Chunks | Tensor,
+    budget: Budget,
+    *,
+    ignored_layers: Collection[str] = (),
+    order: Literal["own", "agreed"] = "own",
+    seed: int = 0,
+    progress: Progress = quiet,
+) -> Plan:
+    """Look at ``model`` on calibration ``images`` and decide what becomes of each of its convolutions.
+
+    ``order``: modules that write one residual stream keep each its own channel order and pay a gather, or agree
+    on one. The model is untouched. Raises UserError where nothing can be upgraded or the budget is out of reach.
+    """
+    chunks = as_chunks(images)
+    example = first_image(chunks)
+    subject = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    anatomy = find_sites(subject, example, ignored_layers=ignored_layers)
+    ratios = RATIOS if budget.ratio is None else (budget.ratio,)
+    seen = look(subject, anatomy, chunks, ratios=ratios, kernel=budget.kernel, seed=seed, progress=progress)
+    drafted = solve(
+        anatomy.sites,
+        seen.candidates,
+        budget,
+        orders=_orders(anatomy, order),
+        macs=total_macs(subject, example),
+        params=total_params(subject),
+        seed=seed,
+        images=seen.images,
+    )
+    return agree(drafted, anatomy, seen.costs, seed=seed) if order == "agreed" else drafted
+
+
+def _orders(anatomy: Anatomy, order: Literal["own", "agreed"]) -> dict[str, Order]:
+    """How each site would reconcile its order: agreeing needs channels that may be moved at all."""
+
+    def one(site: Site) -> Order:
+        labels = anatomy.channels.labels[anatomy.places[site.name].linear]
+        movable = len(set(labels)) == len(labels) and not set(labels) & anatomy.channels.frozen
+        return "folded" if site.foldable else "agreed" if order == "agreed" and movable else "gather"
+
+    return {site.name: one(site) for site in anatomy.sites}
+
+
+def agree(drafted: Plan, anatomy: Anatomy, costs: Mapping[tuple[str, int], Costs], *, seed: int) -> Plan:
+    """The same plan with one channel order for all modules that write one stream, of least summed error."""
+    channels: dict[str, tuple[int, ...]] = {}
+    agreeing = [d for d in drafted.decisions if d.order == "agreed"]
+    streams = {site.name: site.stream for site in anatomy.sites}
+    for stream in sorted({streams[d.name] for d in agreeing}):
+        channels |= _agreed_orders([d for d in agreeing if streams[d.name] == stream], anatomy, costs, seed=seed)
+    decisions = tuple(dataclasses.replace(d, channels=channels.get(d.name, d.channels)) for d in drafted.decisions)
+    return dataclasses.replace(drafted, decisions=decisions)
+
+
+def _agreed_orders(
+    decisions: Sequence[Decision], anatomy: Anatomy, costs: Mapping[tuple[str, int], Costs], *, seed: int
+) -> dict[str, tuple[int, ...]]:
+    labels = {d.name: anatomy.channels.labels[anatomy.places[d.name].linear] for d in decisions}
+    classes = sorted({label for own in labels.values() for label in own})
+    slot = {label: i for i, label in enumerate(classes)}
+    kinds = sorted({anatomy.channels.signature[label] for label in classes}, key=lambda kind: sorted(map(str, kind)))
+    groups = np.array([kinds.index(anatomy.channels.signature[label]) for label in classes])
+    writers = [
+        Writer(costs[d.name, d.kernel], d.ratio, np.array([slot[label] for label in labels[d.name]])) for d in decisions
+    ]
+    content = agreed_order(len(classes), writers, groups, seed=seed)
+    places = {name: {label: p for p, label in enumerate(own)} for name, own in labels.items()}
+    return {
+        name: tuple(places[name][classes[content[slot[label]]]] for label in own) for name, own in labels.items()
+    }
 
 
 def ghost_macs(site: Site, ratio: int, kernel: int) -> int:
@@ -133,7 +216,7 @@ def _decision(
         reason=reason or f"saves {(site.macs - macs) / 1e6:.2f} M MACs for a divergence of {candidate.divergence:.4f}",
         macs_before=site.macs, macs_after=macs,
         params_before=site.params, params_after=ghost_params(site, candidate.ratio, candidate.kernel),
-        gathered=_gathered(site, order), divergence=candidate.divergence,
+        channels=candidate.order, gathered=_gathered(site, order), divergence=candidate.divergence,
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,22 +18,24 @@ from typing import Any
 import operator
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, fx, nn
 
-from ghostnets.errors import UserError
+from ghostnets.blocks.conv import merged
+from ghostnets.blocks.ghost import ChannelGather, GhostModule
 from ghostnets.measure.trace import Env, Trace, compute
 from ghostnets.records import Pairing, Plan, Site
-from ghostnets.upgrading.convert import ghost_module
 from ghostnets.upgrading.fit import (
     Window, cheap_window, draw_positions, fit_ghosts, fit_primary, patches, values_at,
 )  # fmt: skip
-from ghostnets.upgrading.look import Chunks, Progress
+from ghostnets.upgrading.calibration import Chunks, Progress
 from ghostnets.upgrading.order import intrinsic_count, source_places
 from ghostnets.upgrading.sites import Anatomy, Place
 
-MEMORY_LIMIT = 384 << 20  # bytes of kept activations; beyond it they wait on disk
-FEW_ROWS = 4  # rows per unknown below which a fit leans on its ridge
+MEMORY_LIMIT = 768 << 20  # bytes of kept activations; beyond it they wait on disk
+HALF_LIMIT = 1e3  # half precision ends at 65504
+GHOST_ROWS = 16000  # rows for the d² + 1 unknowns of a cheap filter
 
 
 @dataclass(frozen=True)
@@ -147,51 +149,68 @@ def _ensure(network: nn.Module, wanted: fx.Node, env: Env, done: set[fx.Node]) -
 
 
 class _Store:
-    """Pairs of environments by number; on disk once they are too many for memory."""
+    """Pairs of environments by number, in half precision; on disk once they are too many for memory.
+
+    Half precision rounds to 1 part in 2000, far below the errors that are being corrected.
+    """
 
     def __init__(self) -> None:
         self.kept: dict[int, tuple[Env, Env]] = {}
         self.sizes: dict[int, int] = {}
         self.folder: Path | None = None
-        self.other: dict[int, tuple[dict[fx.Node, Any], dict[fx.Node, Any]]] = {}
-        self.names: dict[int, tuple[list[fx.Node], list[fx.Node]]] = {}
+        self.small: dict[fx.Node, bool] = {}
 
     def __len__(self) -> int:
         return len(self.sizes)
 
     def put(self, number: int, envs: tuple[Env, Env]) -> None:
-        size = sum(v.numel() * v.element_size() for env in envs for v in env.values() if isinstance(v, Tensor))
-        self.sizes[number] = size
-        held = sum(self.sizes[n] for n in self.kept if n != number)
-        if held + size <= MEMORY_LIMIT:
-            self.kept[number] = envs
-            return
-        self.kept.pop(number, None)
-        if self.folder is None:
-            self.folder = Path(tempfile.mkdtemp(prefix="ghostnets-walk-"))
-        tensors: dict[str, Tensor] = {}
-        for side, env in enumerate(envs):
-            tensors |= {f"{side}.{i}": v.contiguous() for i, v in enumerate(env.values()) if isinstance(v, Tensor)}
-        self.names[number] = (list(envs[0]), list(envs[1]))
-        self.other[number] = tuple(  # pyright: ignore[reportArgumentType]
-            {n: v for n, v in env.items() if not isinstance(v, Tensor)} for env in envs
+        first, second = ({node: self._narrow(node, value) for node, value in env.items()} for env in envs)
+        self.sizes[number] = sum(
+            v.numel() * v.element_size() for env in (first, second) for v in env.values() if isinstance(v, Tensor)
         )
-        save_file(tensors, self.folder / f"{number}.safetensors")
+        held = sum(self.sizes[n] for n in self.kept if n != number)
+        if held + self.sizes[number] > MEMORY_LIMIT:
+            first, second = self._spill(number, 0, first), self._spill(number, 1, second)
+        self.kept[number] = (first, second)
+
+    def _narrow(self, node: fx.Node, value: Any) -> Any:
+        """Half precision where the first chunk's values stay far from its limit."""
+        if not isinstance(value, Tensor) or value.dtype != torch.float32:
+            return value
+        if node not in self.small:
+            self.small[node] = bool(value.abs().max() < HALF_LIMIT)
+        return value.half() if self.small[node] else value
 
     def get(self, number: int) -> tuple[Env, Env]:
-        if number in self.kept:
-            return self.kept[number]
-        assert self.folder is not None
-        tensors = load_file(self.folder / f"{number}.safetensors")
-        first, second = (
-            {n: tensors.get(f"{side}.{i}", self.other[number][side].get(n)) for i, n in enumerate(self.names[number][side])}
-            for side in (0, 1)
-        )
-        return first, second
+        first, second = self.kept[number]
+        return {n: _widen(v) for n, v in first.items()}, {n: _widen(v) for n, v in second.items()}
 
     def close(self) -> None:
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _spill(self, number: int, side: int, env: Env) -> Env:
+        """Tensors to one file; what stays behind are handles that read them back."""
+        if self.folder is None:
+            self.folder = Path(tempfile.mkdtemp(prefix="ghostnets-walk-"))
+        path = self.folder / f"{number}.{side}.safetensors"
+        tensors = {str(i): v.contiguous() for i, v in enumerate(env.values()) if isinstance(v, Tensor)}
+        save_file(tensors, path)
+        self.sizes[number] = 0
+        return {n: _OnDisk(path, str(i)) if isinstance(v, Tensor) else v for i, (n, v) in enumerate(env.items())}
+
+
+@dataclass(frozen=True)
+class _OnDisk:
+    path: Path
+    key: str
+
+
+def _widen(value: Any) -> Any:
+    if isinstance(value, _OnDisk):
+        with safe_open(value.path, framework="pt") as file:
+            value = file.get_tensor(value.key)
+    return value.float() if isinstance(value, Tensor) and value.dtype == torch.float16 else value
 
 
 def _sample(walk: Walk, place: Place, conv: nn.Conv2d, rows: int) -> tuple[Sample, list[Tensor]]:
@@ -254,15 +273,11 @@ def _fill_ghost_(walk: Walk, site: Site, place: Place, ratio: int, kernel: int, 
     module = ghost_module(student, site.name)
     assert isinstance(start, nn.Conv2d)
     norm = original.get_submodule(site.norm) if site.norm else None
-    order = torch.arange(site.out_channels)
-    if site.norm and hasattr(student.get_submodule(site.norm), "inverse"):
-        order = student.get_submodule(site.norm).inverse  # pyright: ignore[reportAssignmentType]
-    elif isinstance(student.get_submodule(site.name), nn.Sequential):
-        order = student.get_submodule(site.name)[1].inverse  # pyright: ignore[reportIndexIssue]
+    order = _places(student, site)
     intrinsic = intrinsic_count(site.out_channels, ratio)
     sample, drawn = _sample(walk, place, start, rows)
     wanted = sample.wanted[:, order]
-    weight, bias = fused_weight(start, norm)
+    weight, bias = merged(start, norm)
     flat = sample.rows.flatten(1)
     primary, shift = fit_primary(flat, wanted[:, :intrinsic], weight.flatten(1)[order[:intrinsic]], relu=site.relu)
     made = flat @ primary.T + shift
@@ -272,11 +287,13 @@ def _fill_ghost_(walk: Walk, site: Site, place: Place, ratio: int, kernel: int, 
     sources = torch.from_numpy(source_places(site.out_channels, ratio))
     seen: list[Tensor] = []
     source = place.conv.all_input_nodes[0]
+    few = max(1, -(-GHOST_ROWS // walk.count))
     with torch.no_grad():
         for (_, env), positions in zip(walk.visit([source], []), drawn, strict=True):
             maps = module.primary_conv.eval()(env[source])
-            seen.append(patches(maps[:, sources], positions, site.out_size[1], cheap_window(kernel)))
+            seen.append(patches(maps[:, sources], positions[:, :few], site.out_size[1], cheap_window(kernel)))
     neighbours = torch.cat(seen)
+    wanted = torch.cat([w[:, :few].flatten(0, 1) for w in _by_chunk(wanted, drawn)])
     cheap, cheap_bias = fit_ghosts(neighbours, wanted[:, intrinsic:], relu=site.relu)
     ghosts = torch.einsum("sgk,gk->sg", neighbours, cheap) + cheap_bias
     assert module.cheap_operation is not None
@@ -290,6 +307,27 @@ def _fill_ghost_(walk: Walk, site: Site, place: Place, ratio: int, kernel: int, 
         primary_error=error,
         ghost_error=_error(ghosts, wanted[:, intrinsic:], site.relu),
     )
+
+
+def _by_chunk(values: Tensor, drawn: list[Tensor]) -> list[Tensor]:
+    """(S, n) rows back into (N, P, n) for every chunk."""
+    parts = values.split([positions.numel() for positions in drawn])
+    return [part.view(*positions.shape, -1) for part, positions in zip(parts, drawn, strict=True)]
+
+
+def _places(student: nn.Module, site: Site) -> Tensor:
+    """The original's channel at each place of the module: another one only where a gather restores the order."""
+    behind = student.get_submodule(site.norm) if site.norm else student.get_submodule(site.name)
+    behind = behind[1] if isinstance(behind, nn.Sequential) else behind
+    return behind.inverse if isinstance(behind, ChannelGather) else torch.arange(site.out_channels)
+
+
+def ghost_module(model: nn.Module, name: str) -> GhostModule:
+    """The Ghost module at a site, looked up through the gather that may stand behind it."""
+    module = model.get_submodule(name)
+    module = module[0] if isinstance(module, nn.Sequential) else module
+    assert isinstance(module, GhostModule)
+    return module
 
 
 def _pad(rows: Tensor, total: int) -> Tensor:
@@ -314,7 +352,7 @@ def _refit_conv_(walk: Walk, site: Site, place: Place, rows: int) -> None:
     norm = original.get_submodule(site.norm) if site.norm else None
     sample, _ = _sample(walk, place, start, rows)
     flat = sample.rows.flatten(1)
-    weight, _ = fused_weight(start, norm)
+    weight, _ = merged(start, norm)
     fitted, bias = fit_primary(flat, sample.wanted, weight.flatten(1), relu=site.relu)
     if site.norm is None:
         with torch.no_grad():
@@ -338,21 +376,6 @@ def _refit_linear_(walk: Walk, node: fx.Node) -> None:
         student.weight.copy_(weight)
         if student.bias is not None:
             student.bias.copy_(bias)
-
-
-def fused_weight(conv: nn.Conv2d, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
-    """The convolution's weight and bias with its norm folded in."""
-    weight = conv.weight.detach()
-    bias = conv.bias.detach() if conv.bias is not None else weight.new_zeros(conv.out_channels)
-    if not isinstance(norm, nn.BatchNorm2d):
-        return weight, bias
-    if norm.running_mean is None or norm.running_var is None:
-        raise UserError("a BatchNorm2d without running statistics cannot be folded; track them first")
-    scale = torch.rsqrt(norm.running_var + norm.eps)
-    shift = -norm.running_mean * scale
-    if norm.affine:
-        scale, shift = scale * norm.weight.detach(), shift * norm.weight.detach() + norm.bias.detach()
-    return weight * scale[:, None, None, None], bias * scale + shift
 
 
 @torch.no_grad()
