@@ -142,3 +142,8 @@ def _inside_ghost(model: nn.Module, name: str) -> bool:
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
+
+
+def fast_dtype() -> torch.dtype:
+    """bfloat16 where the processor multiplies it natively, else float32."""
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32

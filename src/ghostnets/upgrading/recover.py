@@ -1,0 +1,349 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Win back what the closed form could not keep, with the original as the teacher.
+
+``blocks`` needs no labels and is minutes: the output of every block is pulled towards the original's, for all
+blocks at once, so that a block also learns to mend what earlier ones have lost. ``distil`` goes on with the
+original's output as the main target. Norms stay frozen and folded (see ``frozen``), weights are averaged.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from ghostnets.errors import UserError
+from ghostnets.measure.accuracy import top1
+from ghostnets.measure.trace import Env, Trace, compute
+from ghostnets.records import Plan
+from ghostnets.training.augment import batches, generator, random_crop_flip
+from ghostnets.training.data import Dataset, Images, normalise
+from ghostnets.upgrading.calibration import Progress, calibration, quiet
+from ghostnets.upgrading.convert import reordered
+from ghostnets.upgrading.frozen import fast_dtype, frozen_view
+from ghostnets.upgrading.norms import refresh_norms_
+from ghostnets.upgrading.sites import Anatomy, find_sites
+
+Mode = Literal["blocks", "distil"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Every knob of a recovery. Loss = blocks · mean block error + output · KL + labels · cross-entropy."""
+
+    blocks: float
+    """Weight of the squared error of block outputs, each over the original's variance."""
+    output: float
+    """Weight of the KL divergence to the original's softmax."""
+    labels: float
+    """Weight of the cross-entropy with the true labels; 0 needs none."""
+    learning_rate: float
+    """Peak of Adam's; the schedule is a linear warm-up and a cosine to zero."""
+    warmup: int
+    """Steps."""
+    averaging: float
+    """Decay of the weights' moving average, which is what is returned."""
+    minutes: float
+    """How long, where neither epochs nor minutes are asked for."""
+
+
+# Chosen on held-out training images, ResNet-56 on CIFAR-10; benchmarks/upgrade_cifar.py measures what they reach.
+RECIPES: Mapping[Mode, Recipe] = {
+    "blocks": Recipe(blocks=1.0, output=0.05, labels=0.0, learning_rate=2e-3, warmup=50, averaging=0.99, minutes=5),
+    "distil": Recipe(blocks=1.0, output=0.5, labels=0.0, learning_rate=1e-3, warmup=100, averaging=0.999, minutes=22),
+}
+
+TIMED_STEPS = (5, 25)  # the steps whose speed turns minutes into a number of steps; inside every warm-up
+SAFETY = 0.95  # of the minutes asked for: evaluation and checkpoints take the rest
+CHECKPOINT_SECONDS = 60.0
+WATCHED = 2000  # held-out images looked at after every epoch
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """A recovered network; ``epochs`` and ``seconds`` count interrupted runs too."""
+
+    model: nn.Module
+    epochs: float
+    seconds: float
+
+
+def recover(
+    student: nn.Module,
+    original: nn.Module,
+    plan: Plan,
+    dataset: Dataset,
+    *,
+    images: Images,
+    held_out: Images,
+    mode: Mode,
+    epochs: float | None = None,
+    minutes: float | None = None,
+    batch_size: int = 128,
+    seed: int = 0,
+    folder: Path | None = None,
+    recipe: Recipe | None = None,
+    log: Callable[[dict[str, Any]], None] = lambda _: None,
+    progress: Progress = quiet,
+) -> Recovered:
+    """Train a copy of the converted ``student`` to do on ``images`` what ``original`` does.
+
+    ``held_out`` images are only watched. With a ``folder`` the state is kept there every minute and a second
+    call goes on from it; with ``epochs`` it ends at the same weights as if it had never stopped.
+
+    Raises UserError where the loss stops being finite or there are fewer images than a batch.
+    """
+    if len(images) < 2:
+        raise UserError(f"{len(images)} training images are too few to recover with")
+    batch_size = min(batch_size, len(images))
+    recipe = recipe or RECIPES[mode]
+    example = next(iter(calibration(dataset, images, 1, seed=seed)()))
+    anatomy = find_sites(copy.deepcopy(original).eval(), example)
+    trained = copy.deepcopy(student)
+    lesson = Lesson(trained, reordered(original, plan, anatomy), anatomy, recipe, example)
+    state = _State(trained, recipe, folder and folder / f"{mode}.ckpt")
+    steps_per_epoch = max(1, len(images) // batch_size)
+    if epochs is not None:
+        state.total = max(1, round(epochs * steps_per_epoch))
+    allowed = recipe.minutes if minutes is None else minutes
+
+    started = time.perf_counter() - state.seconds
+    for epoch, step, pixels, labels in _endless(images, batch_size, seed, state.step, steps_per_epoch):
+        if state.total is not None and state.step >= state.total:
+            break
+        place = generator(seed, 1, epoch, step)
+        pixels = random_crop_flip(pixels, padding=dataset.augment.padding, flip=dataset.augment.flip, generator=place)
+        x = normalise(pixels, dataset.mean, dataset.std).contiguous(memory_format=torch.channels_last)
+        loss = lesson.loss(x, labels)
+        if not math.isfinite(float(loss.detach())):
+            raise UserError(f"{mode}: the loss is {float(loss.detach())} at step {state.step}: lower the learning rate")
+        state.update(loss, recipe)
+        state.seconds = time.perf_counter() - started
+        if state.total is None:
+            state.total = _budgeted(state, allowed)
+        _report(progress, mode, state, allowed)
+        if (step + 1) % steps_per_epoch == 0 or state.step == state.total:
+            log(_epoch_record(mode, state, steps_per_epoch, batch_size, dataset, held_out))
+        state.save_now_and_then()
+    result = state.averaged()
+    refresh_norms_(result, calibration(dataset, images, 500, seed=seed))
+    return Recovered(result.train(student.training), state.step / steps_per_epoch, state.seconds)
+
+
+class Lesson:
+    """Student and original side by side: what is asked of the student on a batch, as one number to lower."""
+
+    def __init__(
+        self, student: nn.Module, original: nn.Module, anatomy: Anatomy, recipe: Recipe, example: Tensor
+    ) -> None:
+        self.trace = anatomy.trace
+        self.recipe = recipe
+        self.dtype = fast_dtype()
+        norms = {place.conv.target: place.norm.target for place in anatomy.places.values() if place.norm}
+        norms = {str(conv): str(norm) for conv, norm in norms.items()} | _other_norms(anatomy.trace)
+        self.student = frozen_view(student, norms, self.dtype)
+        self.original = frozen_view(copy.deepcopy(original), norms, self.dtype).requires_grad_(False)
+        self.joints = frozenset(block_outputs(anatomy.trace)) if recipe.blocks else frozenset[fx.Node]()
+        self.spread: dict[fx.Node, float] = {}
+
+    def loss(self, x: Tensor, labels: Tensor | None) -> Tensor:
+        """Of a normalised batch (N, C, H, W)."""
+        x = x.to(self.dtype)
+        with torch.no_grad():
+            wanted, wanted_blocks = self._forward(self.original, x)
+        logits, blocks = self._forward(self.student, x)
+        recipe = self.recipe
+        loss = logits.new_zeros(())
+        for node, target in wanted_blocks.items():
+            if node not in self.spread:
+                self.spread[node] = max(float(target.float().var()), 1e-12)
+            loss = loss + F.mse_loss(blocks[node], target) * (recipe.blocks / len(wanted_blocks) / self.spread[node])
+        if recipe.output:
+            divergence = F.kl_div(
+                F.log_softmax(logits, 1), F.log_softmax(wanted, 1), log_target=True, reduction="batchmean"
+            )
+            loss = loss + recipe.output * divergence
+        if recipe.labels and labels is not None:
+            loss = loss + recipe.labels * F.cross_entropy(logits, labels)
+        return loss
+
+    def _forward(self, network: nn.Module, x: Tensor) -> tuple[Tensor, dict[fx.Node, Tensor]]:
+        """Logits in float32, and the value of every joint."""
+        env: Env = {self.trace.input: x}
+        waiting = {node: len(node.users) for node in self.trace.nodes}
+        for node in self.trace.nodes[1:-1]:
+            env[node] = compute(network, node, env)
+            for source in node.all_input_nodes:
+                waiting[source] -= 1
+                if not waiting[source] and source not in self.joints:
+                    del env[source]
+        return env[self.trace.output].float(), {node: env[node] for node in self.trace.nodes if node in self.joints}
+
+
+def block_outputs(recorded: Trace) -> tuple[fx.Node, ...]:
+    """The maps that everything after them is made from, and that a convolution or the head reads: block by block.
+
+    A node is one if, once it is computed, no earlier value is needed any more.
+    """
+    done: set[fx.Node] = set()
+    alive: set[fx.Node] = set()
+    found: list[fx.Node] = []
+    for node in recorded.nodes[:-1]:
+        done.add(node)
+        alive = {n for n in alive | {node} if any(user not in done for user in n.users)}
+        is_map = node in recorded.shapes and len(recorded.shapes[node]) == 4 and node is not recorded.input
+        if alive == {node} and is_map and not any(isinstance(recorded.module_of(u), nn.BatchNorm2d) for u in node.users):
+            if len(node.users) == 1 and _is_activation(next(iter(node.users)), recorded):
+                continue
+            found.append(node)
+    return tuple(found)
+
+
+def _is_activation(node: fx.Node, recorded: Trace) -> bool:
+    return len(node.all_input_nodes) == 1 and "relu" in f"{node.target} {type(recorded.module_of(node)).__name__}".lower()
+
+
+def _other_norms(recorded: Trace) -> dict[str, str]:
+    """Norms behind convolutions that are no sites, the first one's above all."""
+    found: dict[str, str] = {}
+    for node in recorded.nodes:
+        if isinstance(recorded.module_of(node), nn.Conv2d) and len(node.users) == 1:
+            (reader,) = node.users
+            if isinstance(recorded.module_of(reader), nn.BatchNorm2d):
+                found[str(node.target)] = str(reader.target)
+    return found
+
+
+def _endless(
+    images: Images, batch_size: int, seed: int, start: int, steps_per_epoch: int
+) -> Iterator[tuple[int, int, Tensor, Tensor | None]]:
+    """(epoch, step in it, pixels, labels), from the ``start``-th batch of the run on."""
+    epoch, skip = divmod(start, steps_per_epoch)
+    while True:
+        drawn = batches(images, batch_size=batch_size, shuffle=True, drop_last=True, seed=seed, epoch=epoch, start=skip)
+        for step, (pixels, labels) in enumerate(drawn, start=skip):
+            yield epoch, step, pixels, labels
+        epoch, skip = epoch + 1, 0
+
+
+class _State:
+    """What a run has come to: weights, their average, the optimiser's moments, step and time; kept in one file."""
+
+    def __init__(self, model: nn.Module, recipe: Recipe, path: Path | None) -> None:
+        self.model = model
+        self.path = path
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.average = [p.detach().clone() for p in self.parameters]
+        self.optimizer = torch.optim.Adam(self.parameters, lr=recipe.learning_rate, betas=(0.9, 0.99))
+        self.step = 0
+        self.total: int | None = None
+        self.seconds = 0.0
+        self.saved = time.perf_counter()
+        self.losses: list[float] = []
+        self.rate = 0.0
+        self.timed = 0.0
+        if path is not None and path.exists():
+            self._load(path)
+
+    def update(self, loss: Tensor, recipe: Recipe) -> None:
+        """One step down the loss, one step of the average."""
+        warm = min(1.0, (self.step + 1) / recipe.warmup)
+        cooled = 0.5 * (1 + math.cos(math.pi * self.step / self.total)) if self.total else 1.0
+        self.rate = recipe.learning_rate * warm * cooled
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.step += 1
+        decay = min(recipe.averaging, self.step / (self.step + 10))  # early on, the average forgets the start fast
+        with torch.no_grad():
+            torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
+        self.losses.append(float(loss.detach()))
+        if self.step == TIMED_STEPS[0]:
+            self.timed = time.perf_counter()
+
+    def averaged(self) -> nn.Module:
+        """A copy of the network with the averaged weights."""
+        result = copy.deepcopy(self.model)
+        with torch.no_grad():
+            for parameter, value in zip([p for p in result.parameters() if p.requires_grad], self.average, strict=True):
+                parameter.copy_(value)
+        return result
+
+    def save_now_and_then(self) -> None:
+        """Keep the state where a minute has passed, and as soon as the length of the run is known."""
+        just_known = self.step == TIMED_STEPS[1]
+        if self.path is not None and (just_known or time.perf_counter() - self.saved > CHECKPOINT_SECONDS):
+            self._save(self.path)
+            self.saved = time.perf_counter()
+
+    def _save(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        state = {
+            "parameters": [p.detach() for p in self.parameters], "average": self.average,
+            "optimizer": self.optimizer.state_dict(), "step": self.step, "total": self.total, "seconds": self.seconds,
+        }  # fmt: skip
+        try:
+            with os.fdopen(handle, "wb") as file:
+                torch.save(state, file)
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+    def _load(self, path: Path) -> None:
+        state = torch.load(path, weights_only=True)
+        with torch.no_grad():
+            for mine, kept in zip(self.parameters, state["parameters"], strict=True):
+                mine.copy_(kept)
+        self.average = state["average"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.total, self.seconds = state["step"], state["total"], state["seconds"]
+
+
+def _budgeted(state: _State, minutes: float) -> int | None:
+    """The number of steps that fit, once enough of them have been timed."""
+    first, last = TIMED_STEPS
+    if state.step < last:
+        return state.step if state.seconds > minutes * 60 else None
+    each = (time.perf_counter() - state.timed) / (last - first)
+    return max(state.step, round(SAFETY * minutes * 60 / each))
+
+
+def _report(progress: Progress, mode: Mode, state: _State, minutes: float) -> None:
+    if state.total is None:
+        progress(mode, round(state.seconds), round(minutes * 60))
+    else:
+        progress(mode, state.step, state.total)
+
+
+def _epoch_record(
+    mode: Mode, state: _State, steps_per_epoch: int, batch_size: int, dataset: Dataset, held_out: Images
+) -> dict[str, Any]:
+    recent = state.losses[-steps_per_epoch:]
+    state.losses = []
+    watched = held_out.subset(slice(0, WATCHED))
+    accuracy = top1(state.averaged(), _normalised(watched, dataset)) if watched.labels is not None else None
+    return {
+        "step": mode, "event": "epoch", "epoch": state.step / steps_per_epoch, "loss": sum(recent) / len(recent),
+        "held_out_top1": accuracy, "images_per_second": state.step * batch_size / max(state.seconds, 1e-9),
+        "lr": state.rate,
+    }  # fmt: skip
+
+
+def _normalised(images: Images, dataset: Dataset) -> Iterator[tuple[Tensor, Tensor]]:
+    for pixels, labels in batches(images, batch_size=250, shuffle=False, drop_last=False, seed=0, epoch=0):
+        x = normalise(pixels, dataset.mean, dataset.std).contiguous(memory_format=torch.channels_last)
+        yield x, labels
