@@ -22,6 +22,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 BELOW: dict[str, set[str]] = {
     "errors": set(),
     "records": {"errors"},
+    "folder": {"errors", "records"},  # the files of one upgrade, and how far it is
     "blocks": {"errors"},
     "models": {"errors", "blocks"},
     "measure": {"errors", "records"},

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The program ``ghostnets``: its verbs, and the one place where errors become sentences and exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+
+from cyclopts import App, CycloptsError, Parameter
+
+from ghostnets import __version__
+from ghostnets.cli.report import report
+from ghostnets.cli.upgrade import upgrade
+from ghostnets.errors import GhostnetsError, UserError
+
+OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130  # 130 = 128 + SIGINT, as shells say it
+
+app = App(
+    name="ghostnets",
+    help="Turn a trained convolutional network into a Ghost network.",
+    help_epilogue="ghostnets VERB --help says more. --debug anywhere shows the traceback of an error.",
+    help_format="plaintext",
+    version=__version__,
+    default_parameter=Parameter(negative=""),
+    print_error=False,
+    exit_on_error=False,
+    suppress_keyboard_interrupt=False,
+    result_action="return_value",
+)
+app.command(upgrade)
+app.command(report)
+
+
+def main() -> None:
+    """Run the command line and leave with its exit code."""
+    words = sys.argv[1:]
+    debug = "--debug" in words
+    sys.exit(_run([word for word in words if word != "--debug"], debug=debug))
+
+
+def _run(words: list[str], *, debug: bool) -> int:
+    try:
+        app(words)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except KeyboardInterrupt as stop:
+        _say(str(stop) or "interrupted")
+        return INTERRUPTED
+    except (GhostnetsError, CycloptsError) as error:
+        if debug:
+            traceback.print_exc()
+        _say(str(error))
+        return BAD_INPUT if isinstance(error, UserError | CycloptsError) else FAILED
+    return OK
+
+
+def _say(text: str) -> None:
+    print(f"ghostnets: {' '.join(text.split())}", file=sys.stderr)
