@@ -177,7 +177,7 @@ def upgrade(
             anatomy=anatomy,
             progress=progress,
         )
-        return _steps(run, model_name if source.cls is None else None, command)
+        return _steps(run, model_name if source.class_name is None else None, command)
 
 
 def _steps(run: Run, source: str | None, command: Sequence[str]) -> Upgraded:

@@ -25,7 +25,7 @@ from torch import nn
 from ghostnets.errors import UserError
 from ghostnets.models.catalog import BUILDERS, create_model
 from ghostnets.models.weights import WEIGHTS, fill, read_weights
-from ghostnets.records import SCHEMA, Plan, from_json, read_json, write_bytes, write_json
+from ghostnets.records import SCHEMA, Plan, from_json, read_json, to_json, write_bytes, write_json
 from ghostnets.training.data import Dataset
 from ghostnets.upgrading.convert import Edit, edits, restructure
 from ghostnets.upgrading.sites import find_sites
@@ -40,7 +40,7 @@ class Source:
     name: str | None = None
     file: str | None = None
     factory: str | None = None
-    cls: str | None = None
+    class_name: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,9 @@ def save_pretrained(
     if config.model.file is not None:
         write_bytes(directory / CODE_FILE, Path(str(source).rpartition(":")[0]).read_bytes())
     write_weights(directory / WEIGHTS_FILE, model)
-    write_json(directory / CONFIG, config)
+    written = to_json(config)
+    written["model"] = {key: value for key, value in written["model"].items() if value is not None}
+    write_json(directory / CONFIG, written)
 
 
 def from_pretrained(directory: str | Path, *, base: nn.Module | None = None, trust_code: bool = False) -> nn.Module:
@@ -178,7 +180,7 @@ def describe(source: str | None, model: nn.Module, dataset: Dataset) -> Source:
     Raises UserError where the source cannot be built or is another network: better before an upgrade than after it.
     """
     if source is None or not (is_file(source) or source in BUILDERS or source in WEIGHTS):
-        return Source(cls=f"{type(model).__module__}.{type(model).__qualname__}")
+        return Source(class_name=f"{type(model).__module__}.{type(model).__qualname__}")
     _same_shapes(build(source, num_classes=len(dataset.classes), in_chans=image_size(dataset)[0]), model, source)
     if is_file(source):
         return Source(file=CODE_FILE, factory=source.rpartition(":")[2])
@@ -210,7 +212,7 @@ def _rebuild(config: Config, directory: Path, *, trust_code: bool) -> nn.Module:
                 "or pass the original network as base="
             )
         return load_factory(code, source.factory)
-    raise UserError(f"{directory} was made from a network in memory ({source.cls}): pass one of that class as base=")
+    raise UserError(f"{directory} was made from a network in memory ({source.class_name}): pass one of that class as base=")
 
 
 def _same_shapes(built: nn.Module, model: nn.Module, what: str) -> None:
