@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ghostnets.blocks.ghost import GhostModule
+from ghostnets.measure.trace import Trace
 
 DENSE_LIMIT = 64  # intrinsic maps up to which a dense convolution beats depthwise and concat
 
@@ -132,6 +133,17 @@ def frozen_view(model: nn.Module, norms: dict[str, str], dtype: torch.dtype) -> 
         if getattr(module, "inplace", False):
             module.inplace = False  # pyright: ignore[reportAttributeAccessIssue]
     return view.eval()
+
+
+def norm_behind(recorded: Trace) -> dict[str, str]:
+    """For every convolution the BatchNorm2d that alone reads it, where there is one."""
+    found: dict[str, str] = {}
+    for node in recorded.nodes:
+        if isinstance(recorded.module_of(node), nn.Conv2d) and len(node.users) == 1:
+            (reader,) = node.users
+            if isinstance(recorded.module_of(reader), nn.BatchNorm2d):
+                found[str(node.target)] = str(reader.target)
+    return found
 
 
 def _inside_ghost(model: nn.Module, name: str) -> bool:

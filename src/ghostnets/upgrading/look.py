@@ -17,6 +17,7 @@ from ghostnets.errors import UserError
 from ghostnets.measure.trace import Env, Trace, compute, depends_on, run
 from ghostnets.records import Site
 from ghostnets.upgrading.calibration import Chunks, Progress
+from ghostnets.upgrading.frozen import fast_dtype, frozen_view, norm_behind
 from ghostnets.upgrading.fit import PairMoments, cheap_window, draw_positions, fit_ghosts, patches, values_at
 from ghostnets.upgrading.order import best_order, intrinsic_count, source_places
 from ghostnets.upgrading.sites import Anatomy, Place
@@ -63,6 +64,7 @@ def look(
 
     Raises UserError where activations are not finite or there is no image.
     """
+    model = frozen_view(model, norm_behind(anatomy.trace), fast_dtype())
     importance = _importance(model, anatomy, chunks, seed=seed, limit=trial_images)
     moments, images = _pair_moments(model, anatomy, chunks, kernel=kernel, seed=seed, progress=progress)
     costs: dict[tuple[str, int], NDArray[np.float64]] = {}
@@ -94,8 +96,8 @@ def _importance(model: nn.Module, anatomy: Anatomy, chunks: Chunks, *, seed: int
         with torch.enable_grad():
             env = _run_with_grad(model, anatomy.trace, chunk)
             logits = env[anatomy.trace.output]
-            drawn = torch.multinomial(logits.detach().softmax(1), 1, generator=generator)[:, 0]
-            loss = F.cross_entropy(logits, drawn, reduction="sum")
+            drawn = torch.multinomial(logits.detach().float().softmax(1), 1, generator=generator)[:, 0]
+            loss = F.cross_entropy(logits.float(), drawn, reduction="sum")
             grads = torch.autograd.grad(loss, [env[place.end] for place in places.values()])
         for name, grad in zip(places, grads, strict=True):
             total[name] = total[name] + grad.square().sum((0, 2, 3), dtype=torch.float64)
@@ -125,8 +127,8 @@ def _pair_moments(
         for site in anatomy.sites:
             value = env[anatomy.places[site.name].end]
             positions = draw_positions(len(chunk), site.out_size, PAIR_ROWS, generator)
-            seen = patches(value, positions, site.out_size[1], cheap_window(kernel))
-            moments[site.name].add_(seen, values_at(value, positions))
+            seen = patches(value, positions, site.out_size[1], cheap_window(kernel)).float()
+            moments[site.name].add_(seen, values_at(value, positions).float())
         images += len(chunk)
         progress("look", number + 1, 0)
     if not images:
@@ -154,14 +156,14 @@ def _trials(
     seen = 0
     for chunk in chunks():
         env = run(anatomy.trace, model, chunk)
-        reference = F.log_softmax(env[anatomy.trace.output], 1)
+        reference = F.log_softmax(env[anatomy.trace.output].float(), 1)
         for number, (key, order) in enumerate(orders.items()):
             site, place = sites[key[0]], anatomy.places[key[0]]
             if key not in filters:
                 filters[key] = _trial_filters(env, site, place, order, key[1], kernel, generator)
             edited = _edited(env, place, order, filters[key], site, kernel, key[1])
             logits = _rerun(model, anatomy.trace, after[key[0]], env, place.linear, edited)
-            divergence = F.kl_div(F.log_softmax(logits, 1), reference, log_target=True, reduction="sum")
+            divergence = F.kl_div(F.log_softmax(logits.float(), 1), reference, log_target=True, reduction="sum")
             total[key] += float(divergence)
             progress("sensitivities", seen * len(orders) // len(chunk) + number + 1, len(orders) * -(-limit // len(chunk)))
         seen += len(chunk)
@@ -182,8 +184,8 @@ def _trial_filters(
     sources, ghosts = _roles(order, ratio)
     value = env[place.end]
     positions = draw_positions(len(value), site.out_size, FIT_ROWS, generator)
-    seen = patches(value[:, sources], positions, site.out_size[1], cheap_window(kernel))
-    return fit_ghosts(seen, values_at(env[place.linear], positions)[:, ghosts], relu=site.relu)
+    seen = patches(value[:, sources], positions, site.out_size[1], cheap_window(kernel)).float()
+    return fit_ghosts(seen, values_at(env[place.linear], positions)[:, ghosts].float(), relu=site.relu)
 
 
 def _edited(
@@ -197,8 +199,9 @@ def _edited(
 ) -> Tensor:
     """The site's value before activation, its ghosts made from its intrinsic maps."""
     sources, ghosts = _roles(order, ratio)
-    weight = filters[0].view(-1, 1, kernel, kernel)
-    made = F.conv2d(env[place.end][:, sources], weight, filters[1], padding=kernel // 2, groups=len(sources))
+    maps = env[place.end][:, sources]
+    weight = filters[0].view(-1, 1, kernel, kernel).to(maps.dtype)
+    made = F.conv2d(maps, weight, filters[1].to(maps.dtype), padding=kernel // 2, groups=len(sources))
     edited = env[place.linear].clone()
     edited[:, ghosts] = made
     return edited

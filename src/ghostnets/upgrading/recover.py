@@ -30,7 +30,7 @@ from ghostnets.training.augment import batches, generator, random_crop_flip
 from ghostnets.training.data import Dataset, Images, normalise
 from ghostnets.upgrading.calibration import Progress, calibration, quiet
 from ghostnets.upgrading.convert import reordered
-from ghostnets.upgrading.frozen import fast_dtype, frozen_view
+from ghostnets.upgrading.frozen import fast_dtype, frozen_view, norm_behind
 from ghostnets.upgrading.norms import refresh_norms_
 from ghostnets.upgrading.sites import Anatomy, find_sites
 
@@ -149,8 +149,7 @@ class Lesson:
         self.trace = anatomy.trace
         self.recipe = recipe
         self.dtype = fast_dtype()
-        norms = {place.conv.target: place.norm.target for place in anatomy.places.values() if place.norm}
-        norms = {str(conv): str(norm) for conv, norm in norms.items()} | _other_norms(anatomy.trace)
+        norms = norm_behind(anatomy.trace)
         self.student = frozen_view(student, norms, self.dtype)
         self.original = frozen_view(copy.deepcopy(original), norms, self.dtype).requires_grad_(False)
         self.joints = frozenset(block_outputs(anatomy.trace)) if recipe.blocks else frozenset[fx.Node]()
@@ -211,17 +210,6 @@ def block_outputs(recorded: Trace) -> tuple[fx.Node, ...]:
 
 def _is_activation(node: fx.Node, recorded: Trace) -> bool:
     return len(node.all_input_nodes) == 1 and "relu" in f"{node.target} {type(recorded.module_of(node)).__name__}".lower()
-
-
-def _other_norms(recorded: Trace) -> dict[str, str]:
-    """Norms behind convolutions that are no sites, the first one's above all."""
-    found: dict[str, str] = {}
-    for node in recorded.nodes:
-        if isinstance(recorded.module_of(node), nn.Conv2d) and len(node.users) == 1:
-            (reader,) = node.users
-            if isinstance(recorded.module_of(reader), nn.BatchNorm2d):
-                found[str(node.target)] = str(reader.target)
-    return found
 
 
 def _endless(
