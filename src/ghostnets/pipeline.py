@@ -177,7 +177,8 @@ def upgrade(
             anatomy=anatomy,
             progress=progress,
         )
-        return _steps(run, model_name if source.class_name is None else None, command)
+        with torch.random.fork_rng(devices=[]):  # fresh modules draw weights that are overwritten
+            return _steps(run, model_name if source.class_name is None else None, command)
 
 
 def _steps(run: Run, source: str | None, command: Sequence[str]) -> Upgraded:
