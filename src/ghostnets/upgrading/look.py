@@ -169,7 +169,7 @@ def _trials(
         seen += len(chunk)
         if seen >= limit:
             break
-    return {key: value / seen for key, value in total.items()}
+    return {key: max(value / seen, 0.0) for key, value in total.items()}  # rounding may bring it below
 
 
 def _roles(order: NDArray[np.int64], ratio: int) -> tuple[Tensor, Tensor]:

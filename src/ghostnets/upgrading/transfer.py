@@ -25,7 +25,7 @@ from torch import Tensor, fx, nn
 from ghostnets.blocks.conv import merged
 from ghostnets.blocks.ghost import ChannelGather, GhostModule
 from ghostnets.measure.trace import Env, Trace, compute
-from ghostnets.records import Pairing, Plan, Site
+from ghostnets.records import Decision, Pairing, Plan, Site
 from ghostnets.upgrading.fit import (
     Window, cheap_window, draw_positions, fit_ghosts, fit_primary, patches, values_at,
 )  # fmt: skip
@@ -34,7 +34,8 @@ from ghostnets.upgrading.order import intrinsic_count, source_places
 from ghostnets.upgrading.sites import Anatomy, Place
 
 MEMORY_LIMIT = 768 << 20  # bytes of kept activations; beyond it they wait on disk
-HALF_LIMIT = 1e3  # half precision ends at 65504
+EXACT_LIMIT = 768 << 20  # bytes of activations that would be kept in full; beyond it in half precision
+HALF_RANGE = (1e-3, 1e3)  # of the largest value: half precision ends at 65504, and its steps are never below 6e-8
 GHOST_ROWS = 16000  # rows for the d² + 1 unknowns of a cheap filter
 
 
@@ -74,9 +75,8 @@ def transfer_(
         for number, node in enumerate(steps):
             if node in by_node:
                 name = by_node[node]
-                ratio = decided[name].ratio
-                if ratio > 1:
-                    pairings.append(_fill_ghost_(walk, sites[name], anatomy.places[name], ratio, decided[name].kernel, rows))
+                if decided[name].ratio > 1:
+                    pairings.append(_fill_ghost_(walk, sites[name], anatomy.places[name], decided[name], rows))
                     touched = True
                 elif touched:
                     _refit_conv_(walk, sites[name], anatomy.places[name], rows)
@@ -149,9 +149,10 @@ def _ensure(network: nn.Module, wanted: fx.Node, env: Env, done: set[fx.Node]) -
 
 
 class _Store:
-    """Pairs of environments by number, in half precision; on disk once they are too many for memory.
+    """Pairs of environments by number; in half precision, then on disk, as they become too many for memory.
 
-    Half precision rounds to 1 part in 2000, far below the errors that are being corrected.
+    Half precision rounds to 1 part in 2000: far below the errors that are mostly corrected, but not below those of a
+    network that was a Ghost network all along.
     """
 
     def __init__(self) -> None:
@@ -164,21 +165,21 @@ class _Store:
         return len(self.sizes)
 
     def put(self, number: int, envs: tuple[Env, Env]) -> None:
-        first, second = ({node: self._narrow(node, value) for node, value in env.items()} for env in envs)
-        self.sizes[number] = sum(
-            v.numel() * v.element_size() for env in (first, second) for v in env.values() if isinstance(v, Tensor)
-        )
+        first, second = envs
+        if _size(envs) * max(len(self), 1) > EXACT_LIMIT:
+            first, second = ({node: self._narrow(node, value) for node, value in env.items()} for env in envs)
+        self.sizes[number] = _size((first, second))
         held = sum(self.sizes[n] for n in self.kept if n != number)
         if held + self.sizes[number] > MEMORY_LIMIT:
             first, second = self._spill(number, 0, first), self._spill(number, 1, second)
         self.kept[number] = (first, second)
 
     def _narrow(self, node: fx.Node, value: Any) -> Any:
-        """Half precision where the first chunk's values stay far from its limit."""
+        """Half precision where the first chunk's values stay far from its limits."""
         if not isinstance(value, Tensor) or value.dtype != torch.float32:
             return value
         if node not in self.small:
-            self.small[node] = bool(value.abs().max() < HALF_LIMIT)
+            self.small[node] = HALF_RANGE[0] < float(value.abs().max()) < HALF_RANGE[1]
         return value.half() if self.small[node] else value
 
     def get(self, number: int) -> tuple[Env, Env]:
@@ -198,6 +199,12 @@ class _Store:
         save_file(tensors, path)
         self.sizes[number] = 0
         return {n: _OnDisk(path, str(i)) if isinstance(v, Tensor) else v for i, (n, v) in enumerate(env.items())}
+
+
+def _size(envs: tuple[Env, Env]) -> int:
+    """Bytes; a tensor that both networks share counts once."""
+    tensors = {id(v): v for env in envs for v in env.values() if isinstance(v, Tensor)}
+    return sum(v.numel() * v.element_size() for v in tensors.values())
 
 
 @dataclass(frozen=True)
@@ -267,8 +274,9 @@ def window_of(conv: nn.Conv2d) -> Window:
     return Window((kernel[0], kernel[1]), (stride[0], stride[1]), padding, (dilation[0], dilation[1]))
 
 
-def _fill_ghost_(walk: Walk, site: Site, place: Place, ratio: int, kernel: int, rows: int) -> Pairing:
+def _fill_ghost_(walk: Walk, site: Site, place: Place, decision: Decision, rows: int) -> Pairing:
     original, student = walk.networks
+    ratio, kernel = decision.ratio, decision.kernel
     start = original.get_submodule(site.name)
     module = ghost_module(student, site.name)
     assert isinstance(start, nn.Conv2d)
@@ -301,9 +309,9 @@ def _fill_ghost_(walk: Walk, site: Site, place: Place, ratio: int, kernel: int, 
     _write_(module.cheap_operation, _pad(cheap, total), _pad(ghosts.T, total).T, _pad(cheap_bias[:, None], total)[:, 0])
     return Pairing(
         name=site.name,
-        intrinsic=tuple(order[:intrinsic].tolist()),
-        source=tuple(order[sources].tolist()),
-        order=tuple(order.tolist()),
+        intrinsic=decision.channels[:intrinsic],
+        source=tuple(decision.channels[place] for place in sources.tolist()),
+        order=decision.channels,
         primary_error=error,
         ghost_error=_error(ghosts, wanted[:, intrinsic:], site.relu),
     )
@@ -316,7 +324,7 @@ def _by_chunk(values: Tensor, drawn: list[Tensor]) -> list[Tensor]:
 
 
 def _places(student: nn.Module, site: Site) -> Tensor:
-    """The original's channel at each place of the module: another one only where a gather restores the order."""
+    """The reordered original's channel at each place of the module: another only where a gather restores the order."""
     behind = student.get_submodule(site.norm) if site.norm else student.get_submodule(site.name)
     behind = behind[1] if isinstance(behind, nn.Sequential) else behind
     return behind.inverse if isinstance(behind, ChannelGather) else torch.arange(site.out_channels)
