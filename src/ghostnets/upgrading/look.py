@@ -24,6 +24,7 @@ from ghostnets.upgrading.sites import Anatomy, Place
 
 PAIR_ROWS = 24  # positions drawn per image for the pair moments
 TRIAL_IMAGES = 300  # the divergences of two draws of 300 images rank the sites alike
+NOT_FINITE = "the network's output is not finite on the calibration images: NaN or Inf in its weights?"
 FIT_ROWS = 96  # positions drawn per image for the filters of a trial edit
 
 
@@ -96,6 +97,8 @@ def _importance(model: nn.Module, anatomy: Anatomy, chunks: Chunks, *, seed: int
         with torch.enable_grad():
             env = _run_with_grad(model, anatomy.trace, chunk)
             logits = env[anatomy.trace.output]
+            if not bool(torch.isfinite(logits).all()):
+                raise UserError(NOT_FINITE)
             drawn = torch.multinomial(logits.detach().float().softmax(1), 1, generator=generator)[:, 0]
             loss = F.cross_entropy(logits.float(), drawn, reduction="sum")
             grads = torch.autograd.grad(loss, [env[place.end] for place in places.values()])
@@ -108,7 +111,7 @@ def _importance(model: nn.Module, anatomy: Anatomy, chunks: Chunks, *, seed: int
 
 
 def _run_with_grad(model: nn.Module, recorded: Trace, x: Tensor) -> Env:
-    env: Env = {recorded.input: x.requires_grad_()}
+    env: Env = {recorded.input: x.detach().requires_grad_()}  # the caller's tensor stays as it is
     for node in recorded.nodes[1:]:
         env[node] = compute(model, node, env)
     return env
@@ -123,7 +126,7 @@ def _pair_moments(
     for number, chunk in enumerate(chunks()):
         env = run(anatomy.trace, model, chunk)
         if not torch.isfinite(env[anatomy.trace.output]).all():
-            raise UserError("the network's output is not finite on the calibration images: NaN or Inf in its weights?")
+            raise UserError(NOT_FINITE)
         for site in anatomy.sites:
             value = env[anatomy.places[site.name].end]
             positions = draw_positions(len(chunk), site.out_size, PAIR_ROWS, generator)

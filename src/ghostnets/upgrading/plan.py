@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_matrix
-
 from torch import Tensor, nn
 
 from ghostnets.errors import UserError
@@ -24,6 +25,7 @@ from ghostnets.upgrading.order import Costs, Writer, agreed_order, intrinsic_cou
 from ghostnets.upgrading.sites import Anatomy, find_sites
 
 RATIOS = (2, 3, 4, 6, 8)
+SOLVER_SECONDS = 4.0  # 60 sites with 6 candidates each need a fraction of it
 
 
 def plan(
@@ -162,6 +164,16 @@ def _gathered(site: Site, order: Order) -> int:
     return site.out_channels * site.out_size[0] * site.out_size[1] if order == "gather" else 0
 
 
+@dataclass(frozen=True)
+class _Option:
+    """What may become of one site: None keeps it. ``cost`` is in MACs, the gather's elements included."""
+
+    site: int
+    candidate: Candidate | None
+    divergence: float
+    cost: int
+
+
 def _knapsack(
     sites: Sequence[Site],
     by_site: Mapping[str, Sequence[Candidate]],
@@ -169,37 +181,63 @@ def _knapsack(
     orders: Mapping[str, Order],
     macs: int,
 ) -> dict[str, Candidate | None]:
-    options: list[tuple[str, Candidate | None, float, float]] = []
-    for site in sites:
-        options.append((site.name, None, 0.0, float(site.macs)))
+    options: list[_Option] = []
+    for number, site in enumerate(sites):
+        options.append(_Option(number, None, 0.0, site.macs))
         options += [
-            (site.name, c, c.divergence, float(ghost_macs(site, c.ratio, c.kernel) + _gathered(site, orders[site.name])))
+            _Option(number, c, c.divergence, ghost_macs(site, c.ratio, c.kernel) + _gathered(site, orders[site.name]))
             for c in by_site[site.name]
         ]
     fixed = macs - sum(site.macs for site in sites)
-    least = fixed + sum(min(cost for name, _, _, cost in options if name == site.name) for site in sites)
+    cheapest = [
+        min((o for o in options if o.site == number), key=lambda o: (o.cost, o.divergence)) for number in range(len(sites))
+    ]
+    least = fixed + sum(o.cost for o in cheapest)
     if least > target:
+        # Rounded up, and a little more than rounding can take: what is named here must be accepted.
+        fraction = math.ceil(least / macs * 10_000 + 1e-6) / 10_000
         raise UserError(
-            f"budget of {target / 1e6:.2f} M MACs is below what is reachable: the least is {least / 1e6:.2f} M "
-            f"(macs={least / macs:.4f})"
+            f"budget of {target / 1e6:.2f} M MACs is below what is reachable: the least is {math.ceil(least / 1e4) / 100:.2f} M "
+            f"(macs={fraction:.4f})"
         )
-    index = {site.name: i for i, site in enumerate(sites)}
-    row = np.array([index[name] for name, _, _, _ in options])
+    return {sites[o.site].name: o.candidate for o in _best_choice(options, cheapest, math.floor(target) - fixed)}
+
+
+def _best_choice(options: Sequence[_Option], affordable: Sequence[_Option], room: int) -> Sequence[_Option]:
+    """One option a site, of least summed divergence at a cost of at most ``room``.
+
+    The solver's tolerances are absolute, so divergences are counted in those of the best choice known so far,
+    ``affordable`` at first, and the problem is solved again where that was far too dear.
+    """
+    best, tightened = list(affordable), room
+    while (known := sum(o.divergence for o in best)) > 0:
+        found = _solved(options, known, tightened, len(affordable))
+        excess = sum(o.cost for o in found) - room
+        if found and excess > 0:
+            tightened -= excess  # within the solver's tolerance, but not within the budget
+            continue
+        reached = sum(o.divergence for o in found) if found else math.inf
+        best = found if reached < known else best
+        if reached > 1e-2 * known:
+            break
+    return best
+
+
+def _solved(options: Sequence[_Option], known: float, room: int, sites: int) -> list[_Option]:
+    """HiGHS's choice; none where it finds none."""
     column = np.arange(len(options))
-    one_each = coo_matrix((np.ones(len(options)), (row, column)), shape=(len(sites), len(options)))
-    cost = np.array([cost for *_, cost in options])
+    one_each = coo_matrix((np.ones(len(options)), ([o.site for o in options], column)), shape=(sites, len(options)))
+    value = np.array([o.divergence / known for o in options])
+    cost = np.array([o.cost / max(room, 1) for o in options])
     found = milp(
-        np.array([value for _, _, value, _ in options]),
-        constraints=[
-            LinearConstraint(one_each.tocsr(), 1, 1),
-            LinearConstraint(cost[None] / 1e6, -np.inf, (target - fixed) / 1e6),
-        ],
-        bounds=Bounds(0, 1),
+        value.clip(max=2),
+        constraints=[LinearConstraint(one_each.tocsr(), 1, 1), LinearConstraint(cost[None], -np.inf, room / max(room, 1))],
+        # scipy's stubs know bounds as numbers only
+        bounds=Bounds(0, (value <= 1).astype(float)),  # pyright: ignore[reportArgumentType]
         integrality=np.ones(len(options)),
-        options={"time_limit": 4.0},
+        options={"time_limit": SOLVER_SECONDS, "mip_rel_gap": 0.0},
     )
-    assert found.x is not None, found.message
-    return {options[k][0]: options[k][1] for k in np.flatnonzero(found.x > 0.5)}
+    return [] if found.x is None else [options[k] for k in np.flatnonzero(found.x > 0.5)]
 
 
 def _decision(
