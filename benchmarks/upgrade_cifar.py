@@ -29,7 +29,6 @@ from torch import Tensor, nn
 from ghostnets.measure.accuracy import top1
 from ghostnets.measure.latency import environment
 from ghostnets.models.catalog import create_model
-from ghostnets.models.resnet import CifarResNet
 from ghostnets.records import Budget, Plan, from_json, read_json, write_json
 from ghostnets.training.data import Dataset, Images, hold_out, load_dataset, normalise
 from ghostnets.upgrading.calibration import calibration, first_image
@@ -44,6 +43,7 @@ HELD_OUT = 5000
 
 
 def main() -> None:
+    """Measure what is asked and print the table."""
     arguments = parse()
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -56,6 +56,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--plan", nargs="+", choices=sorted(BUDGETS), default=["uniform", "planned"])
     parser.add_argument("--order", nargs="+", choices=["own", "agreed"], default=["own"])
@@ -146,24 +147,26 @@ class Run:
 
 
 def rebuild(original: nn.Module, decided: Plan, example: Tensor) -> nn.Module:
+    """The planned structure, its weights still to be loaded."""
     anatomy = find_sites(original, example)
     return restructure(original, edits(anatomy, decided.decisions)).eval()
 
 
 def scratch(decided: Plan, student: nn.Module) -> nn.Module:
     """The same structure with fresh weights, as one would start without the upgrade."""
-    fresh = CifarResNet(9)
     for module in student.modules():
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()  # pyright: ignore[reportCallIssue]
     for parameter in student.parameters():
         if parameter.dim() == 4:
             nn.init.kaiming_normal_(parameter, nonlinearity="relu")
-    assert sum(p.numel() for p in student.parameters()) == decided.params_after, fresh
+    assert sum(p.numel() for p in student.parameters()) == decided.params_after
     return student
 
 
 def accuracy(model: nn.Module, dataset: Dataset, images: Images) -> float:
+    """Top-1 in percent, in float32."""
+
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         for index in torch.arange(len(images)).split(250):
             part = images.subset(index)
@@ -175,6 +178,7 @@ def accuracy(model: nn.Module, dataset: Dataset, images: Images) -> float:
 
 
 def read(out: Path) -> list[dict[str, Any]]:
+    """Every line measured so far."""
     path = out / "results.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -184,7 +188,9 @@ def table(lines: list[dict[str, Any]]) -> str:
     groups: dict[tuple[str, str, bool, str], list[dict[str, Any]]] = defaultdict(list)
     for line in lines:
         groups[line["plan"], line["order"], line["scratch"], line["step"]].append(line)
-    rows = ["| plan | order | start | step | n | top-1 % (median, least–greatest) | minutes in all | MACs | params | images/s | peak MiB |"]
+    rows = [
+        "| plan | order | start | step | n | top-1 % (median, least–greatest) | minutes in all | MACs | params | images/s | peak MiB |"
+    ]
     rows.append("|---|---|---|---|--:|---|--:|--:|--:|--:|--:|")
     for (budget, order, random, step), members in groups.items():
         top = [m["top1"] for m in members]

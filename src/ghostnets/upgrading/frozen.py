@@ -25,7 +25,7 @@ DENSE_LIMIT = 64  # intrinsic maps up to which a dense convolution beats depthwi
 class FrozenConvNorm(nn.Module):
     """A convolution and its norm as one convolution, computed in ``dtype``; both keep their own parameters."""
 
-    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d | None, relu: bool, dtype: torch.dtype) -> None:
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d | None, *, relu: bool, dtype: torch.dtype) -> None:
         super().__init__()
         self.conv = conv
         self.norm = norm
@@ -55,9 +55,7 @@ class FrozenConvNorm(nn.Module):
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, conv: nn.Conv2d, dtype: torch.dtype) -> Tensor:
     bias = None if bias is None else bias.to(dtype)
-    return F.conv2d(
-        x.to(dtype), weight.to(dtype), bias, conv.stride, conv.padding, conv.dilation, conv.groups
-    )
+    return F.conv2d(x.to(dtype), weight.to(dtype), bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
 class WideLinear(nn.Module):
@@ -86,8 +84,8 @@ class FrozenGhost(nn.Module):
         assert isinstance(cheap, nn.Conv2d)
         assert isinstance(norm, nn.BatchNorm2d)
         assert isinstance(cheap_norm, nn.BatchNorm2d)
-        self.primary = FrozenConvNorm(conv, norm, module.relu, dtype)
-        self.cheap = FrozenConvNorm(cheap, cheap_norm, module.relu, dtype)
+        self.primary = FrozenConvNorm(conv, norm, relu=module.relu, dtype=dtype)
+        self.cheap = FrozenConvNorm(cheap, cheap_norm, relu=module.relu, dtype=dtype)
         self.out_channels = module.out_channels
         intrinsic = module.intrinsic_channels
         self.ghosts = self.out_channels - intrinsic
@@ -124,14 +122,14 @@ def frozen_view(model: nn.Module, norms: dict[str, str], dtype: torch.dtype) -> 
         elif isinstance(module, nn.Conv2d) and not _inside_ghost(model, name):
             norm = view.get_submodule(norms[name]) if name in norms else None
             norm = norm if isinstance(norm, nn.BatchNorm2d) else None
-            _put(view, name, FrozenConvNorm(module, norm, False, dtype))
+            _put(view, name, FrozenConvNorm(module, norm, relu=False, dtype=dtype))
             if norm is not None:
                 _put(view, norms[name], nn.Identity())
         elif isinstance(module, nn.Linear):
             _put(view, name, WideLinear(module))
     for module in view.modules():
         if getattr(module, "inplace", False):
-            module.inplace = False  # pyright: ignore[reportAttributeAccessIssue]
+            setattr(module, "inplace", False)  # noqa: B010 (torch's stubs take an attribute for a tensor)
     return view.eval()
 
 
@@ -158,4 +156,6 @@ def _put(model: nn.Module, name: str, module: nn.Module) -> None:
 
 def fast_dtype() -> torch.dtype:
     """bfloat16 where the processor multiplies it natively, else float32."""
-    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+    # PyTorch has no public name for this question yet; without an answer float32 is always right.
+    native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return torch.bfloat16 if native() else torch.float32

@@ -7,6 +7,8 @@ train mode would rescale every map (facts/upgrade-study.md: 87 % fell to 22 %).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -37,7 +39,7 @@ def refresh_norms_(model: nn.Module, chunks: Chunks) -> None:
             _restate_(norm, mean, variance)
 
 
-def _summing(sums: Tensor):
+def _summing(sums: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
     def add(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         x = inputs[0].double()
         sums[0] += x.numel() // x.shape[1]

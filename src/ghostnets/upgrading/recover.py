@@ -61,7 +61,7 @@ class Recipe:
 # Chosen on held-out training images, ResNet-56 on CIFAR-10; benchmarks/upgrade_cifar.py measures what they reach.
 RECIPES: Mapping[Mode, Recipe] = {
     "blocks": Recipe(blocks=1.0, output=0.0, labels=0.0, learning_rate=2e-3, warmup=50, averaging=0.99, minutes=5),
-    "distil": Recipe(blocks=1.0, output=1.0, labels=0.0, learning_rate=1e-3, warmup=50, averaging=0.998, minutes=20),
+    "distil": Recipe(blocks=1.0, output=0.1, labels=0.0, learning_rate=1e-3, warmup=50, averaging=0.998, minutes=20),
 }
 
 TIMED_STEPS = (5, 25)  # the steps whose speed turns minutes into a number of steps; inside every warm-up
@@ -111,7 +111,7 @@ def recover(
     example = next(iter(calibration(dataset, images, 1, seed=seed)()))
     anatomy = find_sites(copy.deepcopy(original).eval(), example)
     trained = copy.deepcopy(student)
-    lesson = Lesson(trained, reordered(original, plan, anatomy), anatomy, recipe, example)
+    lesson = Lesson(trained, reordered(original, plan, anatomy), anatomy, recipe)
     state = _State(trained, recipe, folder and folder / f"{mode}.ckpt")
     steps_per_epoch = max(1, len(images) // batch_size)
     if epochs is not None:
@@ -119,11 +119,11 @@ def recover(
     allowed = recipe.minutes if minutes is None else minutes
 
     started = time.perf_counter() - state.seconds
-    for epoch, step, pixels, labels in _endless(images, batch_size, seed, state.step, steps_per_epoch):
+    for epoch, step, drawn, labels in _endless(images, batch_size, seed, state.step, steps_per_epoch):
         if state.total is not None and state.step >= state.total:
             break
         place = generator(seed, 1, epoch, step)
-        pixels = random_crop_flip(pixels, padding=dataset.augment.padding, flip=dataset.augment.flip, generator=place)
+        pixels = random_crop_flip(drawn, padding=dataset.augment.padding, flip=dataset.augment.flip, generator=place)
         x = normalise(pixels, dataset.mean, dataset.std).contiguous(memory_format=torch.channels_last)
         loss = lesson.loss(x, labels)
         if not math.isfinite(float(loss.detach())):
@@ -144,9 +144,7 @@ def recover(
 class Lesson:
     """Student and original side by side: what is asked of the student on a batch, as one number to lower."""
 
-    def __init__(
-        self, student: nn.Module, original: nn.Module, anatomy: Anatomy, recipe: Recipe, example: Tensor
-    ) -> None:
+    def __init__(self, student: nn.Module, original: nn.Module, anatomy: Anatomy, recipe: Recipe) -> None:
         self.trace = anatomy.trace
         self.recipe = recipe
         self.dtype = fast_dtype()
@@ -220,7 +218,11 @@ def block_outputs(recorded: Trace) -> tuple[fx.Node, ...]:
         done.add(node)
         alive = {n for n in alive | {node} if any(user not in done for user in n.users)}
         is_map = node in recorded.shapes and len(recorded.shapes[node]) == 4 and node is not recorded.input
-        if alive == {node} and is_map and not any(isinstance(recorded.module_of(u), nn.BatchNorm2d) for u in node.users):
+        if (
+            alive == {node}
+            and is_map
+            and not any(isinstance(recorded.module_of(u), nn.BatchNorm2d) for u in node.users)
+        ):
             if len(node.users) == 1 and _is_activation(next(iter(node.users)), recorded):
                 continue
             found.append(node)
@@ -228,7 +230,9 @@ def block_outputs(recorded: Trace) -> tuple[fx.Node, ...]:
 
 
 def _is_activation(node: fx.Node, recorded: Trace) -> bool:
-    return len(node.all_input_nodes) == 1 and "relu" in f"{node.target} {type(recorded.module_of(node)).__name__}".lower()
+    return (
+        len(node.all_input_nodes) == 1 and "relu" in f"{node.target} {type(recorded.module_of(node)).__name__}".lower()
+    )
 
 
 def _endless(
@@ -275,7 +279,8 @@ class _State:
         self.step += 1
         decay = min(recipe.averaging, self.step / (self.step + 10))  # early on, the average forgets the start fast
         with torch.no_grad():
-            torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
+            for mean, parameter in zip(self.average, self.parameters, strict=True):
+                mean.lerp_(parameter, 1 - decay)
         self.losses.append(float(loss.detach()))
         if self.step == TIMED_STEPS[0]:
             self.timed = time.perf_counter()
