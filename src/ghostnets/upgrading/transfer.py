@@ -27,7 +27,7 @@ from ghostnets.blocks.ghost import ChannelGather, GhostModule
 from ghostnets.measure.trace import Env, Trace, compute
 from ghostnets.records import Decision, Pairing, Plan, Site
 from ghostnets.upgrading.fit import (
-    Window, cheap_window, draw_positions, fit_ghosts, fit_primary, patches, values_at,
+    RIDGE, Window, cheap_window, draw_positions, fit_ghosts, fit_primary, patches, values_at,
 )  # fmt: skip
 from ghostnets.upgrading.calibration import Chunks, Progress
 from ghostnets.upgrading.order import intrinsic_count, source_places
@@ -72,6 +72,7 @@ def transfer_(
     touched = False
     try:
         steps = [n for n in anatomy.trace.nodes if n in by_node or n in readers]
+        walk.unfitted = set(steps)
         for number, node in enumerate(steps):
             if node in by_node:
                 name = by_node[node]
@@ -82,6 +83,7 @@ def transfer_(
                     _refit_conv_(walk, sites[name], anatomy.places[name], rows)
             elif touched:
                 _refit_linear_(walk, node)
+            walk.unfitted.remove(node)
             progress("closed form", number + 1, len(steps))
     finally:
         walk.close()
@@ -107,6 +109,8 @@ class Walk:
         self.networks = (original, student)
         self.generator = torch.Generator().manual_seed(seed)
         self.done: tuple[set[fx.Node], set[fx.Node]] = (set(), set())
+        self.unfitted: set[fx.Node] = set()
+        """Layers of the student whose weights are still to come: nothing may be computed through them."""
         self.store = _Store()
         self.count = 0
         for chunk in chunks():
@@ -196,7 +200,8 @@ class _Store:
             self.folder = Path(tempfile.mkdtemp(prefix="ghostnets-walk-"))
         path = self.folder / f"{number}.{side}.safetensors"
         tensors = {str(i): v.contiguous() for i, v in enumerate(env.values()) if isinstance(v, Tensor)}
-        save_file(tensors, path)
+        save_file(tensors, path.with_suffix(".new"))
+        path.with_suffix(".new").replace(path)  # what was read from the old file may still be mapped to it
         self.sizes[number] = 0
         return {n: _OnDisk(path, str(i)) if isinstance(v, Tensor) else v for i, (n, v) in enumerate(env.items())}
 
@@ -222,7 +227,7 @@ def _widen(value: Any) -> Any:
 
 def _sample(walk: Walk, place: Place, conv: nn.Conv2d, rows: int) -> tuple[Sample, list[Tensor]]:
     """Rows of this site on the student's input, and the positions they were drawn at, chunk by chunk."""
-    others = _other_summands(place)
+    others = _other_summands(walk, place)
     source = place.conv.all_input_nodes[0]
     size = walk.recorded.shapes[place.conv]
     per_image = max(1, -(-rows // walk.count))
@@ -240,14 +245,22 @@ def _sample(walk: Walk, place: Place, conv: nn.Conv2d, rows: int) -> tuple[Sampl
     return Sample(torch.cat(seen), torch.cat(wanted)), drawn
 
 
-def _other_summands(place: Place) -> list[fx.Node]:
-    """What is added to this site's value, if an addition is all that reads it: its loss can be made up for here."""
+def _other_summands(walk: Walk, place: Place) -> list[fx.Node]:
+    """What is added to this site's value, if an addition is all that reads it: its loss can be made up for here.
+
+    Only where all layers behind the other summand have been fitted: one that runs later will make up for this one.
+    """
     if place.act is not None or len(place.linear.users) != 1:
         return []
     (reader,) = place.linear.users
-    if reader.target not in (operator.add, torch.add, "add") or len(reader.all_input_nodes) != 2 or reader.kwargs:
+    adds = reader.op in ("call_function", "call_method") and reader.target in (operator.add, torch.add, "add")
+    if not adds or len(reader.all_input_nodes) != 2 or len(reader.args) != 2 or reader.kwargs:
         return []
-    return [n for n in reader.all_input_nodes if n is not place.linear and place.conv not in _ancestors(n)]
+    shapes = walk.recorded.shapes
+    if shapes[reader] != shapes[place.linear]:
+        return []  # each of this site's values is added to many
+    others = [n for n in reader.all_input_nodes if n is not place.linear]
+    return [n for n in others if not walk.unfitted & {n, *_ancestors(n)}]
 
 
 def _ancestors(node: fx.Node) -> set[fx.Node]:
@@ -361,13 +374,10 @@ def _refit_conv_(walk: Walk, site: Site, place: Place, rows: int) -> None:
     sample, _ = _sample(walk, place, start, rows)
     flat = sample.rows.flatten(1)
     weight, _ = merged(start, norm)
-    fitted, bias = fit_primary(flat, sample.wanted, weight.flatten(1), relu=site.relu)
     if site.norm is None:
-        with torch.no_grad():
-            conv.weight.copy_(fitted.view_as(conv.weight))
-            if conv.bias is not None:
-                conv.bias.copy_(bias)
+        _fit_plain_(conv, flat, sample.wanted, weight.flatten(1), relu=site.relu)
         return
+    fitted, bias = fit_primary(flat, sample.wanted, weight.flatten(1), relu=site.relu)
     _write_(nn.Sequential(conv, student.get_submodule(site.norm)), fitted, flat @ fitted.T + bias, bias)
 
 
@@ -379,11 +389,20 @@ def _refit_linear_(walk: Walk, node: fx.Node) -> None:
     source = node.all_input_nodes[0]
     pairs = [(env[source], teacher[node]) for teacher, env in walk.visit([source], [node])]
     seen, wanted = (torch.cat(part) for part in zip(*pairs, strict=True))
-    weight, bias = fit_primary(seen, wanted, original.weight.detach(), relu=False, ridge=1e-2)
-    with torch.no_grad():
-        student.weight.copy_(weight)
-        if student.bias is not None:
-            student.bias.copy_(bias)
+    _fit_plain_(student, seen, wanted, original.weight.detach(), relu=False, ridge=1e-2)
+
+
+@torch.no_grad()
+def _fit_plain_(
+    layer: nn.Conv2d | nn.Linear, rows: Tensor, wanted: Tensor, start: Tensor, *, relu: bool, ridge: float = RIDGE
+) -> None:
+    """A layer without a norm. Without a bias too, every row is fitted with its opposite as well: the mean is then 0."""
+    if layer.bias is None:
+        fitted, _ = fit_primary(torch.cat([rows, -rows]), torch.cat([wanted, -wanted]), start, relu=False, ridge=ridge)
+    else:
+        fitted, bias = fit_primary(rows, wanted, start, relu=relu, ridge=ridge)
+        layer.bias.copy_(bias)
+    layer.weight.copy_(fitted.view_as(layer.weight))
 
 
 @torch.no_grad()
@@ -396,11 +415,16 @@ def _write_(branch: nn.Sequential, weight: Tensor, made: Tensor, bias: Tensor) -
     conv, norm = branch[0], branch[1]
     assert isinstance(conv, nn.Conv2d)
     assert isinstance(norm, nn.BatchNorm2d)
-    conv.weight.copy_(weight.view_as(conv.weight))
     plain = made - bias
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    norm.running_mean.copy_(plain.mean(0))
+    if not norm.affine:  # nothing undoes the division but the convolution itself, and nothing but the mean adds a bias
+        spread = torch.sqrt(norm.running_var + norm.eps)
+        conv.weight.copy_((weight * spread[:, None]).view_as(conv.weight))
+        norm.running_mean.copy_((0 if conv.bias is None else conv.bias) - bias * spread)
+        return
+    conv.weight.copy_(weight.view_as(conv.weight))
+    norm.running_mean.copy_(plain.mean(0) + (0 if conv.bias is None else conv.bias))
     norm.running_var.copy_(plain.var(0, unbiased=False).clamp_min(1e-8))
     norm.weight.copy_(torch.sqrt(norm.running_var + norm.eps))
-    norm.bias.copy_(norm.running_mean + bias)
+    norm.bias.copy_(plain.mean(0) + bias)
