@@ -11,7 +11,6 @@ import contextlib
 import importlib
 import io
 import logging
-import secrets
 import warnings
 from collections.abc import Generator
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from ghostnets.deploy.fold import fold
 from ghostnets.errors import MissingExtra, UserError
+from ghostnets.records import write_bytes
 
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"
 """The names in the file."""
@@ -62,7 +62,7 @@ def export_onnx(model: nn.Module, example: Tensor, path: str | Path) -> Path:
     _forget_origin_(proto)
     if proto.ByteSize() > LARGEST:
         raise UserError(f"{type(model).__name__} is too large for one ONNX file: {proto.ByteSize() / 2**30:.1f} GiB")
-    _write(path, proto.SerializeToString())
+    write_bytes(path, proto.SerializeToString())
     return path
 
 
@@ -94,18 +94,3 @@ def _forget_origin_(proto: Any) -> None:
         part.ClearField("doc_string")
         part.ClearField("metadata_props")
     assert not proto.functions, "functions would need the same"
-
-
-def _write(path: Path, data: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("xb") as file:
-                file.write(data)
-            partial.replace(path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None

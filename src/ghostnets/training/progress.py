@@ -13,6 +13,9 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 SILENCE = 5.0
 """Seconds between two plain lines, and before the first: a short step says nothing."""
 
+RARER = 0.1
+"""Of the time a step has taken so far passes between two plain lines, so that hours do not fill the screen."""
+
 
 @contextmanager
 def progress(
@@ -35,7 +38,7 @@ def _lines(what: str, total: int | None, console: Console) -> Callable[[int], No
     def report(done: int) -> None:
         nonlocal said
         now = time.monotonic()
-        if total and done and now - said >= SILENCE:
+        if total and done and now - said >= max(SILENCE, RARER * (now - started)):
             said = now
             left = (now - started) * (total - done) / done
             line = f"{what}: {100 * done // total} %, {left:.0f} s left"
