@@ -11,6 +11,7 @@ copies the intrinsic maps and makes the ghosts in one go, without a concat.
 from __future__ import annotations
 
 import copy
+from collections import Counter
 
 import torch
 import torch.nn.functional as F
@@ -58,15 +59,16 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, conv: nn.Conv2d, d
     return F.conv2d(x.to(dtype), weight.to(dtype), bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
-class WideLinear(nn.Module):
-    """A linear layer computed in its own precision, whatever its input's."""
+class Wide(nn.Module):
+    """A layer computed in its own weights' precision, whatever its input's."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        self.linear = linear
+        self.layer = layer
+        self.dtype = next(t.dtype for t in (*layer.parameters(), *layer.buffers()) if t.is_floating_point())
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x.to(self.linear.weight.dtype))
+        return self.layer(x.to(self.dtype))
 
 
 class FrozenGhost(nn.Module):
@@ -116,37 +118,54 @@ def frozen_view(model: nn.Module, norms: dict[str, str], dtype: torch.dtype) -> 
     """
     shared = {id(t): t for t in [*model.parameters(), *model.buffers()]}
     view = copy.deepcopy(model, shared)
+    # Where somebody looks inside a Ghost module, it stays: whose convolutions have norms is known by their names.
+    whole = {
+        name for name, module in model.named_modules()
+        if isinstance(module, GhostModule) and module.cheap_operation is not None
+        and not any(conv.startswith(f"{name}.") for conv in norms)
+    }  # fmt: skip
+    folded = {norms[name] for name in norms if type(view.get_submodule(name)) is nn.Conv2d}
     for name, module in list(view.named_modules()):
-        if isinstance(module, GhostModule) and module.cheap_operation is not None:
+        if any(name.startswith(f"{ghost}.") for ghost in whole) or name in folded:
+            continue
+        if name in whole:
+            assert isinstance(module, GhostModule)
             _put(view, name, FrozenGhost(module, dtype))
-        elif isinstance(module, nn.Conv2d) and not _inside_ghost(model, name):
+        elif type(module) is nn.Conv2d and module.padding_mode == "zeros":
             norm = view.get_submodule(norms[name]) if name in norms else None
-            norm = norm if isinstance(norm, nn.BatchNorm2d) else None
+            assert norm is None or isinstance(norm, nn.BatchNorm2d)
             _put(view, name, FrozenConvNorm(module, norm, relu=False, dtype=dtype))
             if norm is not None:
                 _put(view, norms[name], nn.Identity())
-        elif isinstance(module, nn.Linear):
-            _put(view, name, WideLinear(module))
+        elif _is_layer_with_weights(module):
+            _put(view, name, Wide(module))
     for module in view.modules():
         if getattr(module, "inplace", False):
-            setattr(module, "inplace", False)  # noqa: B010 (torch's stubs take an attribute for a tensor)
+            module.inplace = False  # pyright: ignore[reportAttributeAccessIssue]
     return view.eval()
 
 
+def _is_layer_with_weights(module: nn.Module) -> bool:
+    """One that knows no mixed precision. A gather's buffers are whole numbers."""
+    own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    return any(t.is_floating_point() for t in own) and not list(module.children())
+
+
 def norm_behind(recorded: Trace) -> dict[str, str]:
-    """For every convolution the BatchNorm2d that alone reads it, where there is one."""
+    """For every convolution the BatchNorm2d that alone reads it, where there is one that can be folded: neither of
+    them is called elsewhere, and the norm keeps running statistics.
+    """
+    calls = Counter(id(recorded.module_of(node)) for node in recorded.nodes)
     found: dict[str, str] = {}
     for node in recorded.nodes:
-        if isinstance(recorded.module_of(node), nn.Conv2d) and len(node.users) == 1:
+        conv = recorded.module_of(node)
+        if type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and len(node.users) == 1:
             (reader,) = node.users
-            if isinstance(recorded.module_of(reader), nn.BatchNorm2d):
+            norm = recorded.module_of(reader)
+            alone = calls[id(conv)] == calls[id(norm)] == 1
+            if type(norm) is nn.BatchNorm2d and norm.running_mean is not None and alone:
                 found[str(node.target)] = str(reader.target)
     return found
-
-
-def _inside_ghost(model: nn.Module, name: str) -> bool:
-    parts = name.split(".")
-    return any(isinstance(model.get_submodule(".".join(parts[:i])), GhostModule) for i in range(1, len(parts)))
 
 
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:
