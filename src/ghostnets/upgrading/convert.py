@@ -127,7 +127,8 @@ def restructure(model: nn.Module, changes: Sequence[Edit]) -> nn.Module:
     for change in changes:
         conv = changed.get_submodule(change.name)
         assert isinstance(conv, nn.Conv2d)
-        replace_module(changed, change.name, ghost_like(conv, change))
+        with torch.random.fork_rng(devices=[]):  # fresh modules draw weights, and the caller's draws shall not notice
+            replace_module(changed, change.name, ghost_like(conv, change))
         after = ChannelGather(conv.out_channels) if change.gather else nn.Identity()
         if change.norm is not None:
             replace_module(changed, change.norm, after)
