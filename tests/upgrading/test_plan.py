@@ -116,6 +116,7 @@ def test_the_whole_budget_keeps_everything_and_a_ratio_takes_everything() -> Non
     def solved(budget: Budget) -> Plan:
         return solve(sites, options, budget, orders=orders, macs=whole, params=10**5, seed=3, images=7)
 
+    options.append(Candidate("a", 3, 3, tuple(range(8)), 0.0))  # no harm at all, but nothing has to be saved
     kept = solved(Budget(macs=1.0))
     assert [(d.decision, d.ratio, d.kernel, d.order, d.channels) for d in kept.decisions] == [("keep", 1, 0, "none", ())] * 3
     assert (kept.macs_after, kept.params_after, kept.seed, kept.calibration_images) == (whole, 10**5, 3, 7)

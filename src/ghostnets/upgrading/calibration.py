@@ -33,7 +33,7 @@ def calibration(dataset: Dataset, images: Images, count: int, *, seed: int) -> C
     augment = dataset.augment
 
     def chunks() -> Iterator[Tensor]:
-        for number, index in enumerate(order.split(size)):
+        for number, index in enumerate(order.split(size) if len(order) else ()):
             drawn = images.subset(index).pixels
             place = generator(seed, 1, number)
             drawn = random_crop_flip(drawn, padding=augment.padding, flip=augment.flip, generator=place)

@@ -188,6 +188,8 @@ def _knapsack(
             _Option(number, c, c.divergence, ghost_macs(site, c.ratio, c.kernel) + _gathered(site, orders[site.name]))
             for c in by_site[site.name]
         ]
+    if target >= macs:
+        return dict.fromkeys(by_site)  # also where some edit would do no harm: nothing has to be saved
     fixed = macs - sum(site.macs for site in sites)
     cheapest = [
         min((o for o in options if o.site == number), key=lambda o: (o.cost, o.divergence)) for number in range(len(sites))
