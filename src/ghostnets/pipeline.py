@@ -70,7 +70,7 @@ TEST_PIXELS = 250 * 32 * 32
 COMPARED = 64
 """Test images on which exported files must agree with PyTorch."""
 
-SMALL, SMALL_EPOCHS = 10_000, 6
+SMALL, SMALL_EPOCHS = 10_000, 4
 """So few training images are recovered on for so many epochs, where nothing was asked; more take the recovery's time."""
 
 SAMPLED = 500
