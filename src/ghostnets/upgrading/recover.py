@@ -108,10 +108,16 @@ def recover(
         raise UserError(f"{len(images)} training images are too few to recover with")
     batch_size = min(batch_size, len(images))
     recipe = recipe or RECIPES[mode]
+    if images.labels is None:
+        if recipe.labels:
+            raise UserError("these images have no labels, which this recipe learns from")
+        images = Images(pixels=images.pixels, labels=torch.zeros(len(images), dtype=torch.long))  # drawn, never read
     example = next(iter(calibration(dataset, images, 1, seed=seed)()))
     anatomy = find_sites(copy.deepcopy(original).eval(), example)
     trained = copy.deepcopy(student)
     lesson = Lesson(trained, reordered(original, plan, anatomy), anatomy, recipe)
+    with torch.no_grad():  # the spreads are those of a batch that is the same after a stop
+        lesson.loss(next(iter(calibration(dataset, images, batch_size, seed=seed)())), None)
     state = _State(trained, recipe, folder and folder / f"{mode}.ckpt")
     steps_per_epoch = max(1, len(images) // batch_size)
     if epochs is not None:
