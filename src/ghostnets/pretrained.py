@@ -212,7 +212,9 @@ def _rebuild(config: Config, directory: Path, *, trust_code: bool) -> nn.Module:
                 "or pass the original network as base="
             )
         return load_factory(code, source.factory)
-    raise UserError(f"{directory} was made from a network in memory ({source.class_name}): pass one of that class as base=")
+    raise UserError(
+        f"{directory} was made from a network in memory ({source.class_name}): pass one of that class as base="
+    )
 
 
 def _same_shapes(built: nn.Module, model: nn.Module, what: str) -> None:

@@ -34,7 +34,9 @@ def site(name: str, *, channels: int = 8, size: int = 4) -> Site:
     )  # fmt: skip
 
 
-def candidates(sites: Sequence[Site], ratios: Sequence[int], draw: np.random.Generator, scale: float) -> list[Candidate]:
+def candidates(
+    sites: Sequence[Site], ratios: Sequence[int], draw: np.random.Generator, scale: float
+) -> list[Candidate]:
     return [
         Candidate(s.name, ratio, 3, tuple(range(s.out_channels)), float(draw.exponential() * scale))
         for s in sites for ratio in ratios
@@ -48,7 +50,7 @@ def price(s: Site, chosen: Candidate | None, orders: Mapping[str, Order]) -> int
     return ghost_macs(s, chosen.ratio, chosen.kernel) + gathered
 
 
-def spent(sites: Sequence[Site], found: Plan) -> int:
+def spent(found: Plan) -> int:
     return sum(d.macs_after + d.gathered for d in found.decisions)
 
 
@@ -78,7 +80,7 @@ def test_the_plan_is_the_best_of_all_plans(seed: int, count: int, tightness: flo
     assert budget.macs is not None
     found = solve(sites, options, budget, orders=orders, macs=whole, params=10**6, seed=0, images=1)
     best = min(value for cost, value in plans if cost <= budget.macs)
-    assert fixed + spent(sites, found) <= budget.macs
+    assert fixed + spent(found) <= budget.macs
     assert sum(d.divergence or 0.0 for d in found.decisions) == pytest.approx(best, rel=1e-6, abs=scale * 1e-9)
     assert found.macs_after == fixed + sum(d.macs_after for d in found.decisions)
     assert found.macs_before == whole
@@ -96,7 +98,9 @@ def test_a_budget_out_of_reach_names_the_least_that_is_accepted() -> None:
             return solve(sites, options, Budget(macs=macs), orders=orders, macs=whole, params=0, seed=0, images=1)  # noqa: B023
 
         for asked in (0.01, 2.0):  # a fraction, and a number of MACs
-            with pytest.raises(UserError, match=r"is below what is reachable: the least is .*\(macs=0\.\d+\)") as caught:
+            with pytest.raises(
+                UserError, match=r"is below what is reachable: the least is .*\(macs=0\.\d+\)"
+            ) as caught:
                 solved(asked)
             (named,) = re.findall(r"macs=(0\.\d+)", str(caught.value))
             found = solved(float(named))
@@ -118,7 +122,9 @@ def test_the_whole_budget_keeps_everything_and_a_ratio_takes_everything() -> Non
 
     options.append(Candidate("a", 3, 3, tuple(range(8)), 0.0))  # no harm at all, but nothing has to be saved
     kept = solved(Budget(macs=1.0))
-    assert [(d.decision, d.ratio, d.kernel, d.order, d.channels) for d in kept.decisions] == [("keep", 1, 0, "none", ())] * 3
+    assert [(d.decision, d.ratio, d.kernel, d.order, d.channels) for d in kept.decisions] == [
+        ("keep", 1, 0, "none", ())
+    ] * 3
     assert (kept.macs_after, kept.params_after, kept.seed, kept.calibration_images) == (whole, 10**5, 3, 7)
     taken = solved(Budget(ratio=4))
     assert [(d.decision, d.ratio, d.order) for d in taken.decisions] == [
@@ -137,7 +143,7 @@ def test_sixty_sites_of_six_candidates_are_solved_within_the_budget() -> None:
     whole = sum(s.macs for s in sites)
     for share in (0.3, 0.52, 0.9):
         found = solve(sites, options, Budget(macs=share), orders=orders, macs=whole, params=0, seed=0, images=1)
-        assert spent(sites, found) <= share * whole
+        assert spent(found) <= share * whole
         # Lagrange's bound: no plan within the budget is better than this for any price of a MAC.
         prices = np.geomspace(1e-12, 1e-3, 400)
         bound = max(
@@ -184,7 +190,10 @@ class Odd(nn.Sequential):
 @pytest.mark.parametrize(
     ("build", "budget"),
     [
-        (Odd, Budget(ratio=2)), (Odd, Budget(ratio=3, kernel=5)), (Odd, Budget(ratio=4, kernel=1)), (Odd, Budget(macs=0.6)),
+        (Odd, Budget(ratio=2)),
+        (Odd, Budget(ratio=3, kernel=5)),
+        (Odd, Budget(ratio=4, kernel=1)),
+        (Odd, Budget(macs=0.6)),
         (lambda: cifar_resnet(8), Budget(ratio=3)),
     ],
 )
@@ -198,7 +207,11 @@ def test_what_the_plan_says_it_costs_is_what_the_converted_network_costs(
     assert (found.macs_before, found.params_before) == (total_macs(model, images[:1]), total_params(model))
     assert (found.macs_after, found.params_after) == (total_macs(converted, images[:1]), total_params(converted))
     assert sum(d.decision == "ghost" for d in found.decisions) > 0
-    assert {d.order for d in found.decisions if d.decision == "ghost"} <= {"folded", order if order == "agreed" else "gather", "gather"}
+    assert {d.order for d in found.decisions if d.decision == "ghost"} <= {
+        "folded",
+        order if order == "agreed" else "gather",
+        "gather",
+    }
     with torch.no_grad():
         assert torch.isfinite(converted(images)).all()
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Look at the original on calibration images: how well every map can be made from every other, and what
-each single edit does to the output. Nothing is changed."""
+each single edit does to the output. Nothing is changed.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ from ghostnets.errors import UserError
 from ghostnets.measure.trace import Env, Trace, compute, depends_on, run
 from ghostnets.records import Site
 from ghostnets.upgrading.calibration import Chunks, Progress
-from ghostnets.upgrading.frozen import fast_dtype, frozen_view, norm_behind
 from ghostnets.upgrading.fit import PairMoments, cheap_window, draw_positions, fit_ghosts, patches, values_at
+from ghostnets.upgrading.frozen import fast_dtype, frozen_view, norm_behind
 from ghostnets.upgrading.order import best_order, intrinsic_count, source_places
 from ghostnets.upgrading.sites import Anatomy, Place
 
@@ -88,7 +89,8 @@ def look(
 
 def _importance(model: nn.Module, anatomy: Anatomy, chunks: Chunks, *, seed: int, limit: int) -> dict[str, Tensor]:
     """For every site the mean squared gradient of the log-likelihood by each map: the diagonal of the Fisher
-    information, with labels drawn from the network's own output, so that no label is needed."""
+    information, with labels drawn from the network's own output, so that no label is needed.
+    """
     generator = torch.Generator().manual_seed(seed)
     places = anatomy.places
     total = {name: torch.zeros(1, dtype=torch.float64) for name in places}
@@ -164,11 +166,13 @@ def _trials(
             site, place = sites[key[0]], anatomy.places[key[0]]
             if key not in filters:
                 filters[key] = _trial_filters(env, site, place, order, key[1], kernel, generator)
-            edited = _edited(env, place, order, filters[key], site, kernel, key[1])
+            edited = _edited(env, place, order, filters[key], kernel=kernel, ratio=key[1])
             logits = _rerun(model, anatomy.trace, after[key[0]], env, place.linear, edited)
             divergence = F.kl_div(F.log_softmax(logits.float(), 1), reference, log_target=True, reduction="sum")
             total[key] += float(divergence)
-            progress("sensitivities", seen * len(orders) // len(chunk) + number + 1, len(orders) * -(-limit // len(chunk)))
+            progress(
+                "sensitivities", seen * len(orders) // len(chunk) + number + 1, len(orders) * -(-limit // len(chunk))
+            )
         seen += len(chunk)
         if seen >= limit:
             break
@@ -196,7 +200,7 @@ def _edited(
     place: Place,
     order: NDArray[np.int64],
     filters: tuple[Tensor, Tensor],
-    site: Site,
+    *,
     kernel: int,
     ratio: int,
 ) -> Tensor:

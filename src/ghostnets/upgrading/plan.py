@@ -97,9 +97,7 @@ def _agreed_orders(
     ]
     content = agreed_order(len(classes), writers, groups, seed=seed)
     places = {name: {label: p for p, label in enumerate(own)} for name, own in labels.items()}
-    return {
-        name: tuple(places[name][classes[content[slot[label]]]] for label in own) for name, own in labels.items()
-    }
+    return {name: tuple(places[name][classes[content[slot[label]]]] for label in own) for name, own in labels.items()}
 
 
 def ghost_macs(site: Site, ratio: int, kernel: int) -> int:
@@ -137,12 +135,16 @@ def solve(
     """
     by_site = {site.name: [c for c in candidates if c.name == site.name] for site in sites}
     if budget.ratio is not None:
-        chosen = {name: next((c for c in options if c.ratio == budget.ratio), None) for name, options in by_site.items()}
+        chosen = {
+            name: next((c for c in options if c.ratio == budget.ratio), None) for name, options in by_site.items()
+        }
         reason = f"ratio {budget.ratio} was asked for every site"
     else:
         chosen = _knapsack(sites, by_site, _target(budget, macs), orders, macs)
         reason = ""
-    decisions = tuple(_decision(site, chosen[site.name], orders[site.name], by_site[site.name], reason) for site in sites)
+    decisions = tuple(
+        _decision(site, chosen[site.name], orders[site.name], by_site[site.name], reason) for site in sites
+    )
     return Plan(
         budget=budget,
         decisions=decisions,
@@ -192,7 +194,8 @@ def _knapsack(
         return dict.fromkeys(by_site)  # also where some edit would do no harm: nothing has to be saved
     fixed = macs - sum(site.macs for site in sites)
     cheapest = [
-        min((o for o in options if o.site == number), key=lambda o: (o.cost, o.divergence)) for number in range(len(sites))
+        min((o for o in options if o.site == number), key=lambda o: (o.cost, o.divergence))
+        for number in range(len(sites))
     ]
     least = fixed + sum(o.cost for o in cheapest)
     if least > target:
@@ -233,7 +236,10 @@ def _solved(options: Sequence[_Option], known: float, room: int, sites: int) -> 
     cost = np.array([o.cost / max(room, 1) for o in options])
     found = milp(
         value.clip(max=2),
-        constraints=[LinearConstraint(one_each.tocsr(), 1, 1), LinearConstraint(cost[None], -np.inf, room / max(room, 1))],
+        constraints=[
+            LinearConstraint(one_each.tocsr(), 1, 1),
+            LinearConstraint(cost[None], -np.inf, room / max(room, 1)),
+        ],
         # scipy's stubs know bounds as numbers only
         bounds=Bounds(0, (value <= 1).astype(float)),  # pyright: ignore[reportArgumentType]
         integrality=np.ones(len(options)),

@@ -8,14 +8,13 @@ lost. So the error of one layer is corrected by the next instead of adding up.
 
 from __future__ import annotations
 
+import operator
 import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import operator
 
 import torch
 from safetensors import safe_open
@@ -26,10 +25,17 @@ from ghostnets.blocks.conv import merged
 from ghostnets.blocks.ghost import ChannelGather, GhostModule
 from ghostnets.measure.trace import Env, Trace, compute
 from ghostnets.records import Decision, Pairing, Plan, Site
-from ghostnets.upgrading.fit import (
-    RIDGE, Window, cheap_window, draw_positions, fit_ghosts, fit_primary, patches, values_at,
-)  # fmt: skip
 from ghostnets.upgrading.calibration import Chunks, Progress
+from ghostnets.upgrading.fit import (
+    RIDGE,
+    Window,
+    cheap_window,
+    draw_positions,
+    fit_ghosts,
+    fit_primary,
+    patches,
+    values_at,
+)  # fmt: skip
 from ghostnets.upgrading.order import intrinsic_count, source_places
 from ghostnets.upgrading.sites import Anatomy, Place
 
@@ -230,7 +236,7 @@ def _sample(walk: Walk, place: Place, conv: nn.Conv2d, rows: int) -> tuple[Sampl
     others = _other_summands(walk, place)
     source = place.conv.all_input_nodes[0]
     size = walk.recorded.shapes[place.conv]
-    per_image = max(1, -(-rows // walk.count))
+    per_image = min(size[2] * size[3], max(1, -(-rows // walk.count)))
     seen: list[Tensor] = []
     wanted: list[Tensor] = []
     drawn: list[Tensor] = []
@@ -298,12 +304,12 @@ def _fill_ghost_(walk: Walk, site: Site, place: Place, decision: Decision, rows:
     intrinsic = intrinsic_count(site.out_channels, ratio)
     sample, drawn = _sample(walk, place, start, rows)
     wanted = sample.wanted[:, order]
-    weight, bias = merged(start, norm)
+    weight, _ = merged(start, norm)
     flat = sample.rows.flatten(1)
     primary, shift = fit_primary(flat, wanted[:, :intrinsic], weight.flatten(1)[order[:intrinsic]], relu=site.relu)
     made = flat @ primary.T + shift
     _write_(module.primary_conv, primary, made, shift)
-    error = _error(made, wanted[:, :intrinsic], site.relu)
+    error = _error(made, wanted[:, :intrinsic], relu=site.relu)
 
     sources = torch.from_numpy(source_places(site.out_channels, ratio))
     seen: list[Tensor] = []
@@ -318,7 +324,9 @@ def _fill_ghost_(walk: Walk, site: Site, place: Place, decision: Decision, rows:
     cheap, cheap_bias = fit_ghosts(neighbours, wanted[:, intrinsic:], relu=site.relu)
     ghosts = torch.einsum("sgk,gk->sg", neighbours, cheap) + cheap_bias
     assert module.cheap_operation is not None
-    total = module.cheap_operation[0].out_channels
+    cheap_conv = module.cheap_operation[0]
+    assert isinstance(cheap_conv, nn.Conv2d)
+    total = cheap_conv.out_channels
     _write_(module.cheap_operation, _pad(cheap, total), _pad(ghosts.T, total).T, _pad(cheap_bias[:, None], total)[:, 0])
     return Pairing(
         name=site.name,
@@ -326,7 +334,7 @@ def _fill_ghost_(walk: Walk, site: Site, place: Place, decision: Decision, rows:
         source=tuple(decision.channels[place] for place in sources.tolist()),
         order=decision.channels,
         primary_error=error,
-        ghost_error=_error(ghosts, wanted[:, intrinsic:], site.relu),
+        ghost_error=_error(ghosts, wanted[:, intrinsic:], relu=site.relu),
     )
 
 
@@ -356,7 +364,7 @@ def _pad(rows: Tensor, total: int) -> Tensor:
     return torch.cat([rows, rows.new_zeros(total - len(rows), *rows.shape[1:])])
 
 
-def _error(made: Tensor, wanted: Tensor, relu: bool) -> float:
+def _error(made: Tensor, wanted: Tensor, *, relu: bool) -> float:
     """Squared error over variance, after the activation."""
     if relu:
         made, wanted = made.relu(), wanted.relu()
