@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -39,7 +41,7 @@ def test_every_image_is_drawn_once_normalised_and_the_same_in_every_pass(monkeyp
 
 def test_images_are_augmented_as_in_training() -> None:
     data = dataset(8)
-    shifted = Dataset(**{**vars(data), "augment": Augment(padding=2, flip=True)})
+    shifted = replace(data, augment=Augment(padding=2, flip=True))
     plain, moved = (next(iter(calibration(d, d.train, 8, seed=0)())) for d in (data, shifted))
     assert plain.shape == moved.shape
     assert not torch.equal(plain, moved)
@@ -54,7 +56,9 @@ def test_a_tensor_is_cut_into_chunks_of_bounded_size(size: tuple[int, int]) -> N
     assert all(len(chunk) == 1 or chunk[0, 0].numel() * len(chunk) <= module.CHUNK_PIXELS for chunk in chunks())
 
 
-@pytest.mark.parametrize("images", [torch.empty(0, 3, 4, 4), torch.randn(3, 4, 4), torch.zeros(2, 3, 4, 4).to(torch.uint8)])
+@pytest.mark.parametrize(
+    "images", [torch.empty(0, 3, 4, 4), torch.randn(3, 4, 4), torch.zeros(2, 3, 4, 4).to(torch.uint8)]
+)
 def test_what_is_no_batch_of_images_is_refused(images: Tensor) -> None:
     with pytest.raises(UserError, match=r"calibration images must be floats \(N, C, H, W\) with N > 0, not \("):
         as_chunks(images)

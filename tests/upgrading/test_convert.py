@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from ghostnets.blocks.ghost import ChannelGather
 from ghostnets.errors import UserError
 from ghostnets.measure.cost import total_macs, total_params
 from ghostnets.models.resnet import cifar_resnet, ghost_cifar_resnet
-from ghostnets.records import Budget, Order, Plan
+from ghostnets.records import Budget, Plan
 from ghostnets.training.data import Augment, Dataset, Images
 from ghostnets.upgrading.convert import convert, edits, reordered, restructure
 from ghostnets.upgrading.plan import plan
@@ -25,6 +25,12 @@ from ghostnets.upgrading.sites import find_sites
 
 Settle = Callable[[nn.Module], nn.Module]
 Snapshot = Callable[[nn.Module], dict[str, Any]]
+
+Ordering = Literal["own", "agreed"]
+
+
+def _picking(places: Tensor) -> Callable[[nn.Module, object, Tensor], Tensor]:
+    return lambda _m, _i, out: out[:, places]
 
 
 def relative(value: Tensor, expected: Tensor) -> float:
@@ -91,7 +97,9 @@ def test_resnet56_has_the_structure_of_ghost_resnet56() -> None:
     decision = next(d for d in some if d.order == "folded")
     converted = restructure(model, edits(anatomy, [dataclasses.replace(decision, name=s.name) for s in anatomy.sites]))
     known = ghost_cifar_resnet(56)
-    assert {k: v.shape for k, v in converted.state_dict().items()} == {k: v.shape for k, v in known.state_dict().items()}
+    assert {k: v.shape for k, v in converted.state_dict().items()} == {
+        k: v.shape for k, v in known.state_dict().items()
+    }
     assert total_macs(converted, images[:1]) == total_macs(known, images[:1])
     assert round(total_macs(known, images[:1]) / 1e6, 1) == 65.3
 
@@ -108,16 +116,16 @@ def test_with_its_own_orders_it_is_that_network_too_but_for_the_gathers(settled:
     known.load_state_dict({k: v for k, v in converted.state_dict().items() if not k.endswith("index")}, strict=True)
     for name in gathers:  # by hand: original channel c stands where the plan's order says it does
         places = torch.tensor([channels[name].index(c) for c in range(len(channels[name]))])
-        known.get_submodule(name).register_forward_hook(lambda _m, _i, out, places=places: out[:, places])
+        known.get_submodule(name).register_forward_hook(_picking(places))
     with torch.no_grad():
         torch.testing.assert_close(known.eval()(images), converted(images), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("order", ["own", "agreed"])
-def test_reordering_leaves_outputs_as_they_were(order: Order, settled: Settle) -> None:
+def test_reordering_leaves_outputs_as_they_were(order: Ordering, settled: Settle) -> None:
     model = settled(cifar_resnet(8))
     images = torch.randn(16, 3, 16, 16)
-    found = plan(model, images, Budget(ratio=2), order="own" if order == "own" else "agreed")
+    found = plan(model, images, Budget(ratio=2), order=order)
     moved = reordered(model, found, find_sites(model, images[:1]))
     assert not torch.equal(moved.state_dict()["layer1.0.conv1.weight"], model.state_dict()["layer1.0.conv1.weight"])
     with torch.no_grad():
@@ -231,6 +239,6 @@ def test_foreign_networks_are_planned_converted_and_recovered(name: str, budget:
 def test_nan_weights_are_named() -> None:
     model = cifar_resnet(8).eval()
     with torch.no_grad():
-        model.get_submodule("layer2.0.conv1").weight[3, 2] = torch.nan
+        model.get_parameter("layer2.0.conv1.weight")[3, 2] = torch.nan
     with pytest.raises(UserError, match=r"not finite .*: NaN or Inf in its weights\?"):
         plan(model, torch.randn(4, 3, 12, 12), Budget(ratio=2))

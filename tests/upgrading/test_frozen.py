@@ -37,7 +37,9 @@ class Twice(nn.Module):
 
 
 def around(*layers: nn.Module) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(3, 7, 3, padding=1), *layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.LazyLinear(4))
+    return nn.Sequential(
+        nn.Conv2d(3, 7, 3, padding=1), *layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.LazyLinear(4)
+    )
 
 
 def gathered() -> ChannelGather:
@@ -101,7 +103,9 @@ def test_outputs_and_gradients_are_those_of_the_network_in_eval_mode(
     torch.testing.assert_close(made, expected, rtol=1e-5, atol=1e-5 * scale)
     wanted, found = gradients(model, expected), gradients(model, made)
     for parameter, gradient in wanted.items():
-        torch.testing.assert_close(found[parameter], gradient, rtol=1e-4, atol=1e-4 * float(gradient.abs().max()) + 1e-6)
+        torch.testing.assert_close(
+            found[parameter], gradient, rtol=1e-4, atol=1e-4 * float(gradient.abs().max()) + 1e-6
+        )
     assert all(p.grad is None for p in model.parameters())
 
 

@@ -28,6 +28,10 @@ def _exact(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "fast_dtype", lambda: torch.float32)
 
 
+def keeping(kept: list[Tensor]) -> Callable[[nn.Module, object, Tensor], None]:
+    return lambda _m, _i, out: kept.append(out)
+
+
 def quiet(_what: str, _done: int, _total: int) -> None:
     pass
 
@@ -60,7 +64,9 @@ def test_a_trials_divergence_is_that_of_the_edited_network(settled: Settle, monk
             for ghost, channel in enumerate(order[m:]):
                 source = value[:, order[ghost // (ratio - 1)]][:, None]
                 source = source.relu() if relu else source
-                out[:, channel] = F.conv2d(source, weight[ghost].view(1, 1, 3, 3), bias[ghost : ghost + 1], padding=1)[:, 0]
+                out[:, channel] = F.conv2d(source, weight[ghost].view(1, 1, 3, 3), bias[ghost : ghost + 1], padding=1)[
+                    :, 0
+                ]
             return out
 
         assert site.norm is not None
@@ -86,7 +92,7 @@ def test_importance_is_the_squared_gradient_image_by_image(settled: Settle) -> N
             end = site.act or site.norm
             assert end is not None
             # act1 is in place, so its output is the value after activation; the norm's must not be overwritten
-            handle = model.get_submodule(end).register_forward_hook(lambda _m, _i, out, kept=kept: kept.append(out))
+            handle = model.get_submodule(end).register_forward_hook(keeping(kept))
             loss = -model(image[None]).log_softmax(1)[0, label]
             handle.remove()
             (gradient,) = torch.autograd.grad(loss, kept)
@@ -94,7 +100,9 @@ def test_importance_is_the_squared_gradient_image_by_image(settled: Settle) -> N
         torch.testing.assert_close(found[site.name].float(), total / 9, rtol=1e-3, atol=1e-9)
 
 
-def test_costs_are_the_errors_of_the_best_filter_weighed_by_importance(settled: Settle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_costs_are_the_errors_of_the_best_filter_weighed_by_importance(
+    settled: Settle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Against numpy on all positions; look draws them, so it draws many."""
     monkeypatch.setattr(module, "PAIR_ROWS", 3000)
     model = settled(cifar_resnet(8))
@@ -103,7 +111,7 @@ def test_costs_are_the_errors_of_the_best_filter_weighed_by_importance(settled: 
     seen = look(model, anatomy, lambda: [images], ratios=(2,), kernel=3, seed=0, progress=quiet)
     weight = _importance(model, anatomy, lambda: [images], seed=0, limit=300)["layer1.0.conv1"].numpy()
     kept: list[Tensor] = []
-    model.get_submodule("layer1.0.act1").register_forward_hook(lambda _m, _i, out: kept.append(out))
+    model.get_submodule("layer1.0.act1").register_forward_hook(keeping(kept))
     with torch.no_grad():
         model(images)
     maps = kept[0].double()
@@ -118,7 +126,9 @@ def test_costs_are_the_errors_of_the_best_filter_weighed_by_importance(settled: 
         assert costs[source, source] < 1e-6 * expected.max()
     for candidate in seen.candidates:
         present = tuple(range(len(candidate.order)))
-        assert order_cost(seen.costs[candidate.name, 3], candidate.order, 2) <= order_cost(seen.costs[candidate.name, 3], present, 2)
+        assert order_cost(seen.costs[candidate.name, 3], candidate.order, 2) <= order_cost(
+            seen.costs[candidate.name, 3], present, 2
+        )
 
 
 def test_trials_stop_at_their_limit_and_all_images_are_counted(settled: Settle) -> None:

@@ -13,6 +13,13 @@ from ghostnets.models.resnet import ghost_cifar_resnet
 from ghostnets.upgrading.norms import refresh_norms_
 
 
+def keeping(inputs: dict[str, Tensor], name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def keep(_module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        inputs[name] = given[0].clone()
+
+    return keep
+
+
 def test_the_function_stays_and_the_statistics_are_those_of_the_real_input(
     settled: Callable[[nn.Module], nn.Module], snapshot: Callable[[nn.Module], dict[str, Any]]
 ) -> None:
@@ -30,11 +37,12 @@ def test_the_function_stays_and_the_statistics_are_those_of_the_real_input(
         refresh_norms_(model, lambda: images.split(40))
         after = snapshot(model)
         assert [m.training for m in model.modules()] == modes
-        assert (after["hooks"], after["objects"], after["random"]) == (before["hooks"], before["objects"], before["random"])
-        hooks = [
-            norm.register_forward_pre_hook(lambda _m, x, name=name: inputs.update({name: x[0].clone()}))
-            for name, norm in norms.items()
-        ]
+        assert (after["hooks"], after["objects"], after["random"]) == (
+            before["hooks"],
+            before["objects"],
+            before["random"],
+        )
+        hooks = [norm.register_forward_pre_hook(keeping(inputs, name)) for name, norm in norms.items()]
         made = model.eval()(images)
     for hook in hooks:
         hook.remove()
@@ -46,7 +54,11 @@ def test_the_function_stays_and_the_statistics_are_those_of_the_real_input(
 
 
 def test_norms_without_scale_or_statistics_and_those_never_reached_stay() -> None:
-    bare, batch, unused = nn.BatchNorm2d(4, affine=False), nn.BatchNorm2d(4, track_running_stats=False), nn.BatchNorm2d(4)
+    bare, batch, unused = (
+        nn.BatchNorm2d(4, affine=False),
+        nn.BatchNorm2d(4, track_running_stats=False),
+        nn.BatchNorm2d(4),
+    )
     model = nn.Sequential(nn.Conv2d(3, 4, 1), bare, batch)
     model.unused = unused
     model.forward = lambda x: batch(bare(model[0](x)))  # pyright: ignore[reportAttributeAccessIssue]

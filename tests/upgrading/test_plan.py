@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -23,6 +24,8 @@ from ghostnets.records import Budget, Order, Plan, Site, from_json, to_json
 from ghostnets.upgrading.convert import convert
 from ghostnets.upgrading.look import Candidate
 from ghostnets.upgrading.plan import ghost_macs, ghost_params, plan, solve
+
+Ordering = Literal["own", "agreed"]
 
 
 def site(name: str, *, channels: int = 8, size: int = 4) -> Site:
@@ -198,11 +201,11 @@ class Odd(nn.Sequential):
     ],
 )
 def test_what_the_plan_says_it_costs_is_what_the_converted_network_costs(
-    build: type[nn.Module], budget: Budget, order: Order
+    build: type[nn.Module], budget: Budget, order: Ordering
 ) -> None:
     model = build().eval()
     images = torch.randn(24, 3, 12, 12)
-    found = plan(model, images, budget, order="own" if order == "own" else "agreed")
+    found = plan(model, images, budget, order=order)
     converted = convert(model, found, images, rows=500).model
     assert (found.macs_before, found.params_before) == (total_macs(model, images[:1]), total_params(model))
     assert (found.macs_after, found.params_after) == (total_macs(converted, images[:1]), total_params(converted))

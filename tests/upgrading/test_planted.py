@@ -10,6 +10,7 @@ which is a d×d convolution of the input up to and including the borders.
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -18,11 +19,13 @@ from torch import Tensor, nn
 
 from ghostnets.blocks.ghost import GhostModule
 from ghostnets.measure.cost import total_macs
-from ghostnets.records import Budget, Order, Pairing
+from ghostnets.records import Budget, Pairing
 from ghostnets.upgrading.convert import convert
 from ghostnets.upgrading.plan import plan
 
 WIDE, INNER = 12, 10  # 10 is divided neither by 3 nor by 4
+
+Ordering = Literal["own", "agreed"]
 
 
 class Block(nn.Module):
@@ -167,11 +170,13 @@ def made_by(pairing: Pairing) -> dict[int, int]:
 
 
 @pytest.mark.parametrize("order", ["own", "agreed"])
-@pytest.mark.parametrize(("ratio", "cheap", "kernel"), [(2, 1, 1), (2, 1, 3), (2, 3, 3), (3, 3, 3), (2, 3, 5), (2, 5, 5)])
-def test_planted_ghosts_are_found_and_nothing_is_lost(order: Order, ratio: int, cheap: int, kernel: int) -> None:
+@pytest.mark.parametrize(
+    ("ratio", "cheap", "kernel"), [(2, 1, 1), (2, 1, 3), (2, 3, 3), (3, 3, 3), (2, 3, 5), (2, 5, 5)]
+)
+def test_planted_ghosts_are_found_and_nothing_is_lost(order: Ordering, ratio: int, cheap: int, kernel: int) -> None:
     model, pairs = planted(ratio, cheap)
     images = torch.randn(160, 3, 9, 8)
-    found = plan(model, images, Budget(ratio=ratio, kernel=kernel), order="own" if order == "own" else "agreed")
+    found = plan(model, images, Budget(ratio=ratio, kernel=kernel), order=order)
     converted = convert(model, found, images, rows=6000)
     fresh = torch.cat([images, torch.randn(300, 3, 9, 8)])
     with torch.no_grad():
@@ -197,7 +202,9 @@ def test_the_plan_spends_its_budget_on_the_sites_that_are_ghosts_already() -> No
     images = torch.randn(160, 3, 9, 8)
     whole = total_macs(model, images[:1])
     everything = plan(model, images, Budget(ratio=2))
-    affordable = sum(d.macs_before - d.macs_after for d in everything.decisions if not d.name[7:] in ("1.conv1", "2.conv1"))
+    affordable = sum(
+        d.macs_before - d.macs_after for d in everything.decisions if d.name[7:] not in ("1.conv1", "2.conv1")
+    )
     gathered = sum(d.gathered for d in everything.decisions)
     ghost = plan(model, images, Budget(macs=float(whole - affordable + gathered)))
     assert {d.name for d in ghost.decisions if d.decision == "keep"} == {"blocks.1.conv1", "blocks.2.conv1"}
@@ -214,7 +221,9 @@ def test_a_plan_that_swaps_two_roles_loses_something() -> None:
     first, *others = found.decisions
     wrong = np.array(first.channels)
     wrong[[-1, -2]] = wrong[[-2, -1]]
-    swapped = dataclasses.replace(found, decisions=(dataclasses.replace(first, channels=tuple(wrong.tolist())), *others))
+    swapped = dataclasses.replace(
+        found, decisions=(dataclasses.replace(first, channels=tuple(wrong.tolist())), *others)
+    )
     with torch.no_grad():
         converted = convert(model, swapped, images, rows=6000)
         expected, logits = model(images), converted.model(images)

@@ -45,7 +45,7 @@ def case(settled: Callable[[nn.Module], nn.Module]) -> tuple[nn.Module, nn.Modul
 
 def recovered(case: tuple[nn.Module, nn.Module, Plan, Dataset], **options: Any) -> nn.Module:
     student, original, found, data = case
-    asked = {"mode": "blocks", "epochs": 2, "batch_size": 8, **options}
+    asked: dict[str, Any] = {"mode": "blocks", "epochs": 2, "batch_size": 8, **options}
     return recover(student, original, found, data, images=data.train, held_out=data.test, **asked).model
 
 
@@ -104,7 +104,7 @@ def test_a_loss_that_is_not_finite_is_named(case: tuple[nn.Module, nn.Module, Pl
     student, *others = case
     broken = copy.deepcopy(student)
     with torch.no_grad():
-        broken.get_submodule("linear").weight[0, 0] = torch.nan
+        broken.get_parameter("linear.weight")[0, 0] = torch.nan
     with pytest.raises(UserError, match=r"the loss is nan at step 0|NaN"):
         recovered((broken, *others))  # pyright: ignore[reportArgumentType]
 

@@ -95,7 +95,7 @@ def test_a_kept_layer_is_refitted_by_least_squares_on_what_it_now_reads(
     # The order of a is folded into b, so b reads it in a's order.
     (order,) = (d.channels for d in plan(model, images, Budget(ratio=4)).decisions if d.name == "a")
     rows = F.unfold(seen, 3, padding=1)[:, :, 0]
-    start = model.get_submodule("b").weight[:, list(order)].flatten(1)
+    start = model.get_parameter("b.weight")[:, list(order)].flatten(1)
     if norm:
         layer = model.get_submodule("norm")
         assert isinstance(layer, nn.BatchNorm2d)
@@ -113,7 +113,7 @@ def test_a_kept_layer_is_refitted_by_least_squares_on_what_it_now_reads(
     rows, target = features, tap(model, "head", images)[1]
     if not bias:
         rows, target = torch.cat([rows, -rows]), torch.cat([target, -target])
-    weight, shift = solved(rows, target, model.get_submodule("head").weight.detach(), 1e-2)
+    weight, shift = solved(rows, target, model.get_parameter("head.weight").detach(), 1e-2)
     torch.testing.assert_close(logits, features @ weight.T + shift, rtol=1e-3, atol=2e-4)
 
 
@@ -151,7 +151,7 @@ def test_the_last_of_two_summands_makes_up_for_what_the_first_has_lost(late: boo
     _, lost = tap(student, name, images)
     target = (tap(model, last, images)[1] + lost_to - lost)[:, :, 0, 0]
     rows = F.unfold(seen, 3)[:, :, 0]
-    weight, shift = solved(rows, target, model.get_submodule(last).weight.detach().flatten(1), transfer.RIDGE)
+    weight, shift = solved(rows, target, model.get_parameter(f"{last}.weight").detach().flatten(1), transfer.RIDGE)
     torch.testing.assert_close(made[:, :, 0, 0], rows @ weight.T + shift, rtol=1e-3, atol=2e-4)
     assert float((target - tap(model, last, images)[1][:, :, 0, 0]).abs().max()) > 1e-2
 
@@ -228,19 +228,21 @@ def test_on_disk_or_in_memory_the_result_is_the_same_and_no_file_stays(
 ) -> None:
     model = settled(cifar_resnet(8))
     with torch.no_grad():
-        model.get_submodule("bn1").weight.mul_(3000)  # pyright: ignore[reportCallIssue] # some maps too large for half precision
+        model.get_parameter("bn1.weight").mul_(3000)  # some maps become too large for half precision
     images = torch.randn(250, 3, 20, 20).split(100)
     found = plan(model, lambda: images, Budget(ratio=2))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    seen: set[str] = set()
+
+    def watch(_what: str, _done: int, _total: int) -> None:
+        seen.update(path.name for path in tmp_path.rglob("*.safetensors"))
+
     for exact in (transfer.EXACT_LIMIT, 0):
         monkeypatch.setattr(transfer, "EXACT_LIMIT", exact)
         kept = convert(model, found, lambda: images, rows=1000)
         with monkeypatch.context() as patch:
             patch.setattr(transfer, "MEMORY_LIMIT", 0)
-            seen: set[Path] = set()
-            spilt = convert(
-                model, found, lambda: images, rows=1000, progress=lambda *_: seen.update(tmp_path.rglob("*.safetensors"))
-            )
+            spilt = convert(model, found, lambda: images, rows=1000, progress=watch)
         assert len(seen) == 6  # three chunks, two networks
         assert states(kept.model) == states(spilt.model)
         assert kept.pairings == spilt.pairings

@@ -141,7 +141,7 @@ def frozen_view(model: nn.Module, norms: dict[str, str], dtype: torch.dtype) -> 
             _put(view, name, Wide(module))
     for module in view.modules():
         if getattr(module, "inplace", False):
-            module.inplace = False  # pyright: ignore[reportAttributeAccessIssue]
+            module.inplace = False  # pyright: ignore[reportArgumentType]
     return view.eval()
 
 

@@ -245,7 +245,7 @@ def _solved(options: Sequence[_Option], known: float, room: int, sites: int) -> 
         integrality=np.ones(len(options)),
         options={"time_limit": SOLVER_SECONDS, "mip_rel_gap": 0.0},
     )
-    return [] if found.x is None else [options[k] for k in np.flatnonzero(found.x > 0.5)]
+    return [] if found.x is None else [options[k] for k in np.flatnonzero(found.x > 0.5).tolist()]
 
 
 def _decision(
