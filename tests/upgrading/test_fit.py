@@ -46,7 +46,7 @@ def test_patches_are_those_that_unfold_finds(
     assume(reach[0] <= 6 + 2 * padding[0] and reach[1] <= 5 + 2 * padding[1])
     size = [(s + 2 * p - r) // t + 1 for s, p, r, t in zip((6, 5), padding, reach, stride, strict=True)]
     positions = draw_positions(images, (size[0], size[1]), 7, torch.Generator().manual_seed(seed))
-    assert positions.shape == (images, 7)
+    assert positions.shape == (images, min(7, size[0] * size[1]))
     got = patches(x, positions, size[1], Window(kernel, stride, padding, dilation))
     columns = F.unfold(x, kernel, dilation, padding, stride)  # (N, C * area, H' * W')
     area = kernel[0] * kernel[1]
@@ -60,11 +60,18 @@ def test_patches_are_those_that_unfold_finds(
     assert torch.allclose(got.flatten(1) @ drawn(seed, 4, channels, *kernel).flatten(1).T, values_at(output, positions))
 
 
-def test_positions_cover_the_map_and_come_back_with_the_seed() -> None:
-    first, second = (draw_positions(3, (4, 5), 400, torch.Generator().manual_seed(1)) for _ in range(2))
+@pytest.mark.parametrize("rows", [20, 400])
+def test_as_many_rows_as_pixels_are_every_pixel_once_in_a_drawn_order(rows: int) -> None:
+    first, second = (draw_positions(3, (4, 5), rows, torch.Generator().manual_seed(1)) for _ in range(2))
     assert torch.equal(first, second)
-    assert [sorted(set(row)) for row in first.tolist()] == [list(range(20))] * 3
-    assert not torch.equal(first[0], first[1])
+    assert [sorted(row) for row in first.tolist()] == [list(range(20))] * 3
+    assert not torch.equal(first[0], first[1])  # so that the first few columns are a fair sample too
+
+
+def test_fewer_rows_reach_the_whole_map_and_come_back_with_the_seed() -> None:
+    first, second = (draw_positions(300, (4, 5), 19, torch.Generator().manual_seed(1)) for _ in range(2))
+    assert torch.equal(first, second)
+    assert set(first.flatten().tolist()) == set(range(20))
 
 
 @pytest.mark.parametrize("size", [1, 3, 5])

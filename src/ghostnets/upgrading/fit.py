@@ -34,8 +34,14 @@ def cheap_window(size: int) -> Window:
 
 
 def draw_positions(images: int, size: tuple[int, int], rows: int, generator: torch.Generator) -> Tensor:
-    """(images, rows) positions, each the number y * width + x of a pixel of a map of this size."""
-    return torch.randint(size[0] * size[1], (images, rows), generator=generator)
+    """(images, rows) positions, each the number y * width + x of a pixel of a map of this size.
+
+    Every pixel once, in a drawn order, where as many rows are asked for as the map has pixels or more.
+    """
+    pixels = size[0] * size[1]
+    if rows >= pixels:
+        return torch.rand(images, pixels, generator=generator).argsort(1)
+    return torch.randint(pixels, (images, rows), generator=generator)
 
 
 def patches(x: Tensor, positions: Tensor, width: int, window: Window) -> Tensor:
