@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
+from types import FrameType
 from typing import Any
 
 from rich.box import SIMPLE
@@ -14,6 +17,35 @@ from rich.table import Table
 from ghostnets.records import UpgradeRecord
 from ghostnets.report import tables
 from ghostnets.training.progress import progress
+
+
+@contextmanager
+def interrupts() -> Generator[Callable[[], None], None, None]:
+    """Ctrl-C as KeyboardInterrupt, and once more at the next call of what this yields.
+
+    The first may land where a library swallows every exception (an import it can do without, a destructor), and
+    would be lost. A process that was told to ignore Ctrl-C goes on ignoring it.
+    """
+    came = False
+
+    def note(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if came:
+            raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield check
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

@@ -82,22 +82,27 @@ def upgrade(
 
     from rich.console import Console
 
-    from ghostnets.cli.terminal import event_line, summary, watching
+    from ghostnets.cli.terminal import event_line, interrupts, summary, watching
     from ghostnets.pipeline import upgrade as run
 
     _use_threads(threads)
     console = Console(stderr=True, highlight=False)
 
     def listen(event: dict[str, Any]) -> None:
+        check()
         line = event_line(event)
         if line is not None:
             console.print(line, markup=False, soft_wrap=True)
 
+    def progress(what: str, of_it: int, total: int) -> None:
+        check()
+        tell(what, of_it, total)
+
     try:
         network, dataset = _load(model, weights, data, data_dir, mean, std, input_size)
-        for note in dataset.notes:
-            listen({"event": "note", "text": note})
-        with watching(console) as progress:
+        with watching(console) as tell, interrupts() as check:
+            for note in dataset.notes:
+                listen({"event": "note", "text": note})
             done = run(
                 network, dataset=dataset, budget=asked, out=out, model_name=model, recover=recover, epochs=epochs,
                 minutes=minutes, calibration_images=calibration_images, order=order,
