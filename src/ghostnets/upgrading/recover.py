@@ -9,9 +9,8 @@ original's output as the main target. Norms stay frozen and folded (see ``frozen
 from __future__ import annotations
 
 import copy
+import io
 import math
-import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from torch import Tensor, fx, nn
 from ghostnets.errors import UserError
 from ghostnets.measure.accuracy import top1
 from ghostnets.measure.trace import Env, Trace, compute
-from ghostnets.records import Plan
+from ghostnets.records import Plan, write_bytes
 from ghostnets.training.augment import batches, generator, random_crop_flip
 from ghostnets.training.data import Dataset, Images, normalise
 from ghostnets.upgrading.calibration import Progress, calibration, quiet
@@ -307,19 +306,13 @@ class _State:
             self.saved = time.perf_counter()
 
     def _save(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         state = {
             "parameters": [p.detach() for p in self.parameters], "average": self.average,
             "optimizer": self.optimizer.state_dict(), "step": self.step, "total": self.total, "seconds": self.seconds,
         }  # fmt: skip
-        try:
-            with os.fdopen(handle, "wb") as file:
-                torch.save(state, file)
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_bytes(path, buffer.getvalue())
 
     def _load(self, path: Path) -> None:
         state = torch.load(path, weights_only=True)
