@@ -18,8 +18,9 @@ from ghostnets.models.resnet import cifar_resnet
 from ghostnets.records import Budget, Plan
 from ghostnets.training.data import Augment, Dataset, Images
 from ghostnets.upgrading.convert import convert
+from ghostnets.upgrading.lesson import block_outputs
 from ghostnets.upgrading.plan import plan
-from ghostnets.upgrading.recover import RECIPES, block_outputs, recover
+from ghostnets.upgrading.recover import RECIPES, recover
 
 
 def dataset(count: int, *, labels: bool = True) -> Dataset:

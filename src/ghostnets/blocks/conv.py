@@ -52,3 +52,29 @@ def merged(conv: nn.Conv2d, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
             bias = bias * norm.weight.detach().double() + norm.bias.detach().double()
         weight = weight * scale[:, None, None, None]
     return weight.to(conv.weight.dtype), bias.to(conv.weight.dtype)
+
+
+@torch.no_grad()
+def set_merged_(conv: nn.Conv2d, norm: nn.BatchNorm2d | None, weight: Tensor, bias: Tensor | None) -> None:
+    """Let ``conv`` and then ``norm`` (in eval mode) do what one convolution of this weight and bias does.
+
+    The other way round of ``merged``. An affine norm keeps its statistics, which its scale then undoes; without
+    scale and shift only the statistics' mean can hold the bias.
+    """
+    if norm is None:
+        conv.weight.copy_(weight.view_as(conv.weight))
+        if conv.bias is not None and bias is not None:
+            conv.bias.copy_(bias)
+        return
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert bias is not None
+    spread = torch.sqrt(norm.running_var + norm.eps)
+    own = 0 if conv.bias is None else conv.bias
+    if norm.affine:
+        conv.weight.copy_(weight.view_as(conv.weight))
+        norm.weight.copy_(spread)
+        norm.bias.copy_(bias + norm.running_mean - own)
+    else:
+        conv.weight.copy_(weight.view_as(conv.weight) * spread[:, None, None, None])
+        norm.running_mean.copy_(own - bias * spread)

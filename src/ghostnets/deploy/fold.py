@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, fx, nn
 
+from ghostnets.blocks.conv import merged
 from ghostnets.blocks.ghost import ChannelGather, GhostModule
 from ghostnets.errors import GhostnetsError, UnsupportedLayer, UserError
 
@@ -96,19 +97,11 @@ def _merge_(model: nn.Module, conv_name: str, norm_name: str) -> None:
     for name, module in ((conv_name, conv), (norm_name, norm)):
         if module._forward_hooks or module._forward_pre_hooks:  # noqa: SLF001 - there is no public way to ask
             raise UnsupportedLayer(f"{name} has hooks, which merging {norm_name} into {conv_name} would silence")
-    if norm.running_mean is None or norm.running_var is None:
+    if norm.running_mean is None:
         raise UnsupportedLayer(f"{norm_name} keeps no running statistics, so it cannot be merged into {conv_name}")
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
-    if norm.affine:
-        scale = scale * norm.weight.detach().double()
-    shift = -norm.running_mean.double() * scale
-    if norm.affine:
-        shift = shift + norm.bias.detach().double()
-    if conv.bias is not None:
-        shift = shift + conv.bias.detach().double() * scale
-    weight = conv.weight.detach().double() * scale.view(-1, 1, 1, 1)
-    conv.weight = nn.Parameter(weight.to(conv.weight), requires_grad=conv.weight.requires_grad)
-    conv.bias = nn.Parameter(shift.to(conv.weight), requires_grad=conv.weight.requires_grad)
+    weight, bias = merged(conv, norm)
+    conv.weight = nn.Parameter(weight, requires_grad=conv.weight.requires_grad)
+    conv.bias = nn.Parameter(bias, requires_grad=conv.weight.requires_grad)
     for name, module in list(model.named_modules(remove_duplicate=False)):  # a norm may have several names
         if module is norm:
             parent, _, child = name.rpartition(".")

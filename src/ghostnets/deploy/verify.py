@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ghostnets.deploy.onnx import INPUT, optional
 from ghostnets.errors import GhostnetsError, UserError
+from ghostnets.measure.modes import evaluating
 
 TOLERANCE = 1e-4
 """Largest difference, as a part of the largest logit. Float32 runtimes differ by about 1e-6; a wrong file by about 1."""
@@ -89,13 +90,8 @@ def _open(runtime: Any, path: Path) -> Any:
 
 
 def _expected(model: nn.Module, images: Tensor) -> Tensor:
-    modes = {module: module.training for module in model.modules()}
-    try:
-        with torch.no_grad():
-            return model.eval()(images)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluating(model), torch.no_grad():
+        return model(images)
 
 
 def _run(session: Any, images: Tensor) -> Tensor:

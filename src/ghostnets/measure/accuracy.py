@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from ghostnets.errors import UserError
+from ghostnets.measure.modes import evaluating
 
 Forward = Callable[[Tensor], Tensor]
 """From normalised images (N, C, H, W) to logits (N, classes): a network, or a runtime wrapped in a function."""
@@ -39,8 +39,9 @@ def predictions(forward: Forward, batches: Batches) -> Tensor:
 
 
 def _guesses(forward: Forward, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+    networks = [forward] if isinstance(forward, nn.Module) else []
     for number, (inputs, labels) in enumerate(batches):
-        with _evaluating(forward), torch.no_grad():  # not around the yield, where the caller's own code runs
+        with evaluating(*networks), torch.no_grad():  # not around the yield, where the caller's own code runs
             logits = forward(inputs)
         if logits.ndim != 2 or len(logits) != len(labels):
             raise UserError(f"a classifier should give {len(labels)} rows of logits, not shape {tuple(logits.shape)}")
@@ -51,16 +52,3 @@ def _guesses(forward: Forward, batches: Batches) -> Iterator[tuple[Tensor, Tenso
                 f"the network gives NaN or infinite logits in batch {number}: check its weights and its input"
             )
         yield logits.argmax(1), labels
-
-
-@contextmanager
-def _evaluating(forward: Forward) -> Generator[None, None, None]:
-    modules = list(forward.modules()) if isinstance(forward, nn.Module) else []
-    training = [module.training for module in modules]
-    for module in modules:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, mode in zip(modules, training, strict=True):
-            module.training = mode

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ghostnets.measure.modes import evaluating
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerCost:
@@ -30,16 +32,12 @@ def layer_costs(model: nn.Module, example: Tensor) -> tuple[LayerCost, ...]:
         for name, module in model.named_modules()
         if isinstance(module, nn.Conv2d | nn.Linear)
     ]
-    training = {module: module.training for module in model.modules()}
     try:
-        model.eval()
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             model(example)
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in training.items():
-            module.training = mode
     params = {name: sum(p.numel() for p in model.get_submodule(name).parameters()) for name in macs}
     return tuple(LayerCost(name=name, params=params[name], macs=count) for name, count in macs.items())
 

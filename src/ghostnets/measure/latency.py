@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ghostnets.errors import UserError
+from ghostnets.measure.modes import evaluating
 
 QUARTILES = (25, 50, 75)
 
@@ -96,19 +97,14 @@ def torch_latency(
     """
     if threads < 1:
         raise UserError(f"{threads} threads cannot run a network: give at least 1")
-    modes = {module: module.training for model in models.values() for module in model.modules()}
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        for model in models.values():
-            model.eval()
-        with torch.inference_mode():
+        with evaluating(*models.values()), torch.inference_mode():
             contestants = {name: partial(model, example) for name, model in models.items()}
             return race(contestants, rounds=rounds, seconds=seconds, warmup=warmup, seed=seed)
     finally:
         torch.set_num_threads(before)
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def environment() -> dict[str, Any]:

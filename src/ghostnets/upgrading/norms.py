@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ghostnets.measure.modes import evaluating
 from ghostnets.upgrading.calibration import Chunks
 
 
@@ -21,16 +22,13 @@ def refresh_norms_(model: nn.Module, chunks: Chunks) -> None:
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.affine and m.track_running_stats]
     sums = {norm: torch.zeros(3, norm.num_features, dtype=torch.float64) for norm in norms}
     handles = [norm.register_forward_pre_hook(_summing(sums[norm])) for norm in norms]
-    training = {module: module.training for module in model.modules()}
     try:
-        model.eval()
-        for chunk in chunks():
-            model(chunk)
+        with evaluating(model):
+            for chunk in chunks():
+                model(chunk)
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in training.items():
-            module.training = mode
     for norm in norms:
         count, total, square = sums[norm]
         if count[0]:

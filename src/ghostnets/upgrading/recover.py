@@ -3,7 +3,7 @@
 
 ``blocks`` needs no labels and is minutes: the output of every block is pulled towards the original's, for all
 blocks at once, so that a block also learns to mend what earlier ones have lost. ``distil`` goes on with the
-original's output as the main target. Norms stay frozen and folded (see ``frozen``), weights are averaged.
+original's output as one more target. Norms stay frozen and merged (see ``frozen``), weights are averaged.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from ghostnets.errors import UserError
 from ghostnets.measure.accuracy import top1
-from ghostnets.measure.trace import Env, Trace, compute
 from ghostnets.records import Plan, write_bytes
 from ghostnets.training.augment import batches, generator, random_crop_flip
 from ghostnets.training.data import Dataset, Images, normalise
 from ghostnets.upgrading.calibration import Progress, calibration, quiet
 from ghostnets.upgrading.convert import reordered
+from ghostnets.upgrading.flat import FlatWeights
 from ghostnets.upgrading.frozen import fast_dtype, frozen_view, norm_behind
+from ghostnets.upgrading.lesson import Lesson
 from ghostnets.upgrading.norms import refresh_norms_
-from ghostnets.upgrading.sites import Anatomy, find_sites
+from ghostnets.upgrading.sites import find_sites
 
 Mode = Literal["blocks", "distil"]
 
@@ -113,11 +113,13 @@ def recover(
         images = Images(pixels=images.pixels, labels=torch.zeros(len(images), dtype=torch.long))  # drawn, never read
     example = next(iter(calibration(dataset, images, 1, seed=seed)()))
     anatomy = find_sites(copy.deepcopy(original).eval(), example)
-    trained = copy.deepcopy(student)
-    lesson = Lesson(trained, reordered(original, plan, anatomy), anatomy, recipe)
-    with torch.no_grad():  # the spreads are those of a batch that is the same after a stop
-        lesson.loss(next(iter(calibration(dataset, images, batch_size, seed=seed)())), None)
-    state = _State(trained, recipe, folder and folder / f"{mode}.ckpt")
+    norms, dtype = norm_behind(anatomy.trace), fast_dtype()
+    weights = FlatWeights(copy.deepcopy(student), norms, dtype)
+    first = next(iter(calibration(dataset, images, batch_size, seed=seed)()))  # the same one after a stop
+    teacher = frozen_view(reordered(original, plan, anatomy), norms, dtype)
+    asked = {"blocks": recipe.blocks, "output": recipe.output, "labels": recipe.labels}
+    lesson = Lesson(anatomy.trace, teacher, first.to(dtype), **asked)
+    state = _State(weights, recipe, folder and folder / f"{mode}.ckpt")
     steps_per_epoch = max(1, len(images) // batch_size)
     if epochs is not None:
         state.total = max(1, round(epochs * steps_per_epoch))
@@ -130,7 +132,7 @@ def recover(
         place = generator(seed, 1, epoch, step)
         pixels = random_crop_flip(drawn, padding=dataset.augment.padding, flip=dataset.augment.flip, generator=place)
         x = normalise(pixels, dataset.mean, dataset.std).contiguous(memory_format=torch.channels_last)
-        loss = lesson.loss(x, labels)
+        loss = lesson.loss(weights.view, x.to(dtype), labels, state.step)
         if not math.isfinite(float(loss.detach())):
             raise UserError(f"{mode}: the loss is {float(loss.detach())} at step {state.step}: lower the learning rate")
         state.update(loss, recipe)
@@ -144,100 +146,6 @@ def recover(
     result = state.averaged()
     refresh_norms_(result, calibration(dataset, images, 500, seed=seed))
     return Recovered(result.train(student.training), state.step / steps_per_epoch, state.seconds)
-
-
-class Lesson:
-    """Student and original side by side: what is asked of the student on a batch, as one number to lower."""
-
-    def __init__(self, student: nn.Module, original: nn.Module, anatomy: Anatomy, recipe: Recipe) -> None:
-        self.trace = anatomy.trace
-        self.recipe = recipe
-        self.dtype = fast_dtype()
-        norms = norm_behind(anatomy.trace)
-        self.student = frozen_view(student, norms, self.dtype)
-        self.original = frozen_view(copy.deepcopy(original), norms, self.dtype).requires_grad_(False)
-        self.joints = frozenset(block_outputs(anatomy.trace)) if recipe.blocks else frozenset[fx.Node]()
-        self.spread: dict[fx.Node, float] = {}
-
-    def loss(self, x: Tensor, labels: Tensor | None) -> Tensor:
-        """Of a normalised batch (N, C, H, W)."""
-        x = x.to(self.dtype)
-        with torch.no_grad():
-            wanted, wanted_blocks = self._forward(self.original, x)
-        logits, blocks = self._forward(self.student, x)
-        recipe = self.recipe
-        loss = logits.new_zeros(())
-        for node, target in wanted_blocks.items():
-            if node not in self.spread:
-                self.spread[node] = max(float(target.float().var()), 1e-12)
-            weight = recipe.blocks / len(wanted_blocks) / self.spread[node] / target.numel()
-            loss = loss + weight * squared_error(blocks[node], target)
-        if recipe.output:
-            loss = loss + recipe.output * F.mse_loss(logits, wanted) / wanted.var().clamp_min(1e-12)
-        if recipe.labels and labels is not None:
-            loss = loss + recipe.labels * F.cross_entropy(logits, labels)
-        return loss
-
-    def _forward(self, network: nn.Module, x: Tensor) -> tuple[Tensor, dict[fx.Node, Tensor]]:
-        """Logits in float32, and the value of every joint."""
-        env: Env = {self.trace.input: x}
-        waiting = {node: len(node.users) for node in self.trace.nodes}
-        for node in self.trace.nodes[1:-1]:
-            env[node] = compute(network, node, env)
-            for source in node.all_input_nodes:
-                waiting[source] -= 1
-                if not waiting[source] and source not in self.joints:
-                    del env[source]
-        return env[self.trace.output].float(), {node: env[node] for node in self.trace.nodes if node in self.joints}
-
-
-class _SquaredError(torch.autograd.Function):
-    """Half-precision maps in, float32 sum out, three passes over memory in all; the built-in one takes nine."""
-
-    @staticmethod
-    def forward(ctx: Any, made: Tensor, wanted: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        difference = made - wanted
-        ctx.save_for_backward(difference)
-        return torch.linalg.vector_norm(difference, dtype=torch.float32).square()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (difference,) = ctx.saved_tensors
-        return difference * (2 * grad).to(difference.dtype), None
-
-
-def squared_error(made: Tensor, wanted: Tensor) -> Tensor:
-    """The sum of squared differences; gradients reach ``made`` alone."""
-    return _SquaredError.apply(made, wanted)  # pyright: ignore[reportReturnType]
-
-
-def block_outputs(recorded: Trace) -> tuple[fx.Node, ...]:
-    """The maps that everything after them is made from, and that a convolution or the head reads: block by block.
-
-    A node is one if, once it is computed, no earlier value is needed any more.
-    """
-    done: set[fx.Node] = set()
-    alive: set[fx.Node] = set()
-    found: list[fx.Node] = []
-    for node in recorded.nodes[:-1]:
-        done.add(node)
-        alive = {n for n in alive | {node} if any(user not in done for user in n.users)}
-        is_map = node in recorded.shapes and len(recorded.shapes[node]) == 4 and node is not recorded.input
-        if (
-            alive == {node}
-            and is_map
-            and not any(isinstance(recorded.module_of(u), nn.BatchNorm2d) for u in node.users)
-        ):
-            if len(node.users) == 1 and _is_activation(next(iter(node.users)), recorded):
-                continue
-            found.append(node)
-    return tuple(found)
-
-
-def _is_activation(node: fx.Node, recorded: Trace) -> bool:
-    return (
-        len(node.all_input_nodes) == 1 and "relu" in f"{node.target} {type(recorded.module_of(node)).__name__}".lower()
-    )
 
 
 def _endless(
@@ -255,12 +163,12 @@ def _endless(
 class _State:
     """What a run has come to: weights, their average, the optimiser's moments, step and time; kept in one file."""
 
-    def __init__(self, model: nn.Module, recipe: Recipe, path: Path | None) -> None:
-        self.model = model
+    def __init__(self, weights: FlatWeights, recipe: Recipe, path: Path | None) -> None:
+        self.weights = weights
         self.path = path
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.average = [p.detach().clone() for p in self.parameters]
-        self.optimizer = torch.optim.Adam(self.parameters, lr=recipe.learning_rate, betas=(0.9, 0.99))
+        self.average = weights.value.clone()
+        self.trained = nn.Parameter(weights.value)  # the same memory
+        self.optimizer = torch.optim.Adam([self.trained], lr=recipe.learning_rate, betas=(0.9, 0.99))
         self.step = 0
         self.total: int | None = None
         self.seconds = 0.0
@@ -278,25 +186,19 @@ class _State:
         self.rate = recipe.learning_rate * warm * cooled
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        self.trained.grad = self.weights.gradient(loss)
         self.optimizer.step()
+        self.weights.publish_()
         self.step += 1
         decay = min(recipe.averaging, self.step / (self.step + 10))  # early on, the average forgets the start fast
-        with torch.no_grad():
-            for mean, parameter in zip(self.average, self.parameters, strict=True):
-                mean.lerp_(parameter, 1 - decay)
+        self.average.lerp_(self.weights.value, 1 - decay)
         self.losses.append(float(loss.detach()))
         if self.step == TIMED_STEPS[0]:
             self.timed = time.perf_counter()
 
     def averaged(self) -> nn.Module:
         """A copy of the network with the averaged weights."""
-        result = copy.deepcopy(self.model)
-        with torch.no_grad():
-            for parameter, value in zip([p for p in result.parameters() if p.requires_grad], self.average, strict=True):
-                parameter.copy_(value)
-        return result
+        return self.weights.written(self.average)
 
     def save_now_and_then(self) -> None:
         """Keep the state where a minute has passed, and as soon as the length of the run is known."""
@@ -307,8 +209,8 @@ class _State:
 
     def _save(self, path: Path) -> None:
         state = {
-            "parameters": [p.detach() for p in self.parameters], "average": self.average,
-            "optimizer": self.optimizer.state_dict(), "step": self.step, "total": self.total, "seconds": self.seconds,
+            "value": self.weights.value, "average": self.average, "optimizer": self.optimizer.state_dict(),
+            "step": self.step, "total": self.total, "seconds": self.seconds,
         }  # fmt: skip
         buffer = io.BytesIO()
         torch.save(state, buffer)
@@ -316,9 +218,8 @@ class _State:
 
     def _load(self, path: Path) -> None:
         state = torch.load(path, weights_only=True)
-        with torch.no_grad():
-            for mine, kept in zip(self.parameters, state["parameters"], strict=True):
-                mine.copy_(kept)
+        self.weights.value.copy_(state["value"])
+        self.weights.publish_()
         self.average = state["average"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.total, self.seconds = state["step"], state["total"], state["seconds"]

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, fx, nn
 
-from ghostnets.blocks.conv import merged
+from ghostnets.blocks.conv import merged, set_merged_
 from ghostnets.blocks.ghost import ChannelGather, GhostModule
 from ghostnets.measure.trace import Env, Trace, compute
 from ghostnets.records import Decision, Pairing, Plan, Site
@@ -423,16 +423,10 @@ def _write_(branch: nn.Sequential, weight: Tensor, made: Tensor, bias: Tensor) -
     conv, norm = branch[0], branch[1]
     assert isinstance(conv, nn.Conv2d)
     assert isinstance(norm, nn.BatchNorm2d)
-    plain = made - bias
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    if not norm.affine:  # nothing undoes the division but the convolution itself, and nothing but the mean adds a bias
-        spread = torch.sqrt(norm.running_var + norm.eps)
-        conv.weight.copy_((weight * spread[:, None]).view_as(conv.weight))
-        norm.running_mean.copy_((0 if conv.bias is None else conv.bias) - bias * spread)
-        return
-    conv.weight.copy_(weight.view_as(conv.weight))
-    norm.running_mean.copy_(plain.mean(0) + (0 if conv.bias is None else conv.bias))
-    norm.running_var.copy_(plain.var(0, unbiased=False).clamp_min(1e-8))
-    norm.weight.copy_(torch.sqrt(norm.running_var + norm.eps))
-    norm.bias.copy_(plain.mean(0) + bias)
+    if norm.affine:
+        plain = made - bias
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        norm.running_mean.copy_(plain.mean(0) + (0 if conv.bias is None else conv.bias))
+        norm.running_var.copy_(plain.var(0, unbiased=False).clamp_min(1e-8))
+    set_merged_(conv, norm, weight, bias)
