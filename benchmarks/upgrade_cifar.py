@@ -38,7 +38,7 @@ from ghostnets.upgrading.recover import recover
 from ghostnets.upgrading.sites import find_sites
 
 BUDGETS = {"uniform": Budget(ratio=2, kernel=3), "planned": Budget(macs=65.29e6)}
-CALIBRATION_IMAGES = 4000
+CALIBRATION_IMAGES = 6000
 HELD_OUT = 5000
 
 

@@ -16,7 +16,7 @@ from ghostnets.measure.trace import run, trace
 from ghostnets.models.resnet import cifar_resnet, ghost_cifar_resnet
 from ghostnets.upgrading import frozen
 from ghostnets.upgrading.flat import FlatWeights
-from ghostnets.upgrading.frozen import frozen_view, norm_behind
+from ghostnets.upgrading.frozen import MergedConv, frozen_view, norm_behind
 
 Settle = Callable[[nn.Module], nn.Module]
 
@@ -193,9 +193,10 @@ def test_what_the_view_has_added_does_not_learn(settled: Settle) -> None:
 
 def test_a_layer_under_two_names_stays_one(settled: Settle) -> None:
     model = settled(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
-    model.add_module("again", model[0])
+    model.add_module("again", model.get_submodule("0"))
     view = frozen_view(model, {}, torch.float32)
-    assert view[0] is view.get_submodule("again")
+    assert isinstance(view.get_submodule("0"), MergedConv)
+    assert view.get_submodule("0") is view.get_submodule("again")
 
 
 def test_a_weight_of_two_layers_stays_one(settled: Settle) -> None:
@@ -209,4 +210,4 @@ def test_a_weight_of_two_layers_stays_one(settled: Settle) -> None:
     made = weights.written(weights.value)
     with torch.no_grad():
         torch.testing.assert_close(weights.view(x), made(x))
-    assert made[0].weight is made[2].weight
+    assert made.get_parameter("0.weight") is made.get_submodule("2").weight

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from ghostnets.blocks.ghost import GhostModule
 from ghostnets.models.resnet import cifar_resnet
 from ghostnets.records import Budget, Plan
-from ghostnets.upgrading import transfer
+from ghostnets.upgrading import transfer, walk
 from ghostnets.upgrading.convert import convert
 from ghostnets.upgrading.norms import refresh_norms_
 from ghostnets.upgrading.plan import plan
 from ghostnets.upgrading.sites import find_sites
 from ghostnets.upgrading.transfer import ghost_module
+from ghostnets.upgrading.walk import Walk
 
 Settle = Callable[[nn.Module], nn.Module]
 
@@ -214,9 +215,9 @@ def test_a_layer_called_add_is_no_addition() -> None:
 
     model = Named().eval()
     anatomy = find_sites(model, torch.randn(1, 3, 7, 7))
-    walk = transfer.Walk(anatomy.trace, model, model, lambda: [torch.randn(2, 3, 7, 7)], seed=0)
-    assert transfer._other_summands(walk, anatomy.places["two"]) == []
-    walk.close()
+    both = Walk(anatomy.trace, model, model, lambda: [torch.randn(2, 3, 7, 7)], seed=0)
+    assert transfer._other_summands(both, anatomy.places["two"]) == []
+    both.close()
 
 
 def states(model: nn.Module) -> dict[str, bytes]:
@@ -237,11 +238,11 @@ def test_on_disk_or_in_memory_the_result_is_the_same_and_no_file_stays(
     def watch(_what: str, _done: int, _total: int) -> None:
         seen.update(path.name for path in tmp_path.rglob("*.safetensors"))
 
-    for exact in (transfer.EXACT_LIMIT, 0):
-        monkeypatch.setattr(transfer, "EXACT_LIMIT", exact)
+    for exact in (walk.EXACT_LIMIT, 0):
+        monkeypatch.setattr(walk, "EXACT_LIMIT", exact)
         kept = convert(model, found, lambda: images, rows=1000)
         with monkeypatch.context() as patch:
-            patch.setattr(transfer, "MEMORY_LIMIT", 0)
+            patch.setattr(walk, "MEMORY_LIMIT", 0)
             spilt = convert(model, found, lambda: images, rows=1000, progress=watch)
         assert len(seen) == 6  # three chunks, two networks
         assert states(kept.model) == states(spilt.model)
@@ -254,7 +255,7 @@ def test_files_are_removed_when_something_fails(monkeypatch: pytest.MonkeyPatch,
     images = torch.randn(30, 3, 12, 12)
     found = plan(model, images, Budget(ratio=2))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(transfer, "MEMORY_LIMIT", 0)
+    monkeypatch.setattr(walk, "MEMORY_LIMIT", 0)
 
     def stop(_what: str, done: int, _total: int) -> None:
         assert list(tmp_path.rglob("*.safetensors"))

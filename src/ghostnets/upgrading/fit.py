@@ -119,6 +119,12 @@ def fit_ghosts(
     return weight, level - (weight * centre).sum(1)
 
 
+def spread(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """(K, K) mean second moments of ``rows`` (S, K) around their mean (K,), and that mean."""
+    centred, centre = _centred(rows, 0)
+    return _gram(centred) / len(rows), centre
+
+
 def _centred(rows: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """Rows less their mean, and that mean.
 

@@ -9,21 +9,14 @@ lost. So the error of one layer is corrected by the next instead of adding up.
 from __future__ import annotations
 
 import operator
-import shutil
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, fx, nn
 
 from ghostnets.blocks.conv import merged, set_merged_
 from ghostnets.blocks.ghost import ChannelGather, GhostModule
-from ghostnets.measure.trace import Env, Trace, compute
+from ghostnets.measure.trace import Trace
 from ghostnets.records import Decision, Pairing, Plan, Site
 from ghostnets.upgrading.calibration import Chunks, Progress
 from ghostnets.upgrading.fit import (
@@ -34,14 +27,15 @@ from ghostnets.upgrading.fit import (
     fit_ghosts,
     fit_primary,
     patches,
+    spread,
     values_at,
 )  # fmt: skip
+from ghostnets.upgrading.joint import LARGEST, fit_jointly, wide_window
 from ghostnets.upgrading.order import intrinsic_count, source_places
 from ghostnets.upgrading.sites import Anatomy, Place
+from ghostnets.upgrading.walk import Walk
 
-MEMORY_LIMIT = 768 << 20  # bytes of kept activations; beyond it they wait on disk
-EXACT_LIMIT = 768 << 20  # bytes of activations that would be kept in full; beyond it in half precision
-HALF_RANGE = (1e-3, 1e3)  # of the largest value: half precision ends at 65504, and its steps are never below 6e-8
+ROW_BYTES = 112 << 20  # of the rows of one fit, but never fewer rows than four to an unknown
 GHOST_ROWS = 16000  # rows for the d² + 1 unknowns of a cheap filter
 
 
@@ -104,151 +98,59 @@ def _linear_layers(recorded: Trace) -> set[fx.Node]:
     }  # fmt: skip
 
 
-class Walk:
-    """Both networks on all chunks, computed as far as they have been asked for.
-
-    Values that some later node still needs are kept, in memory while they are few and on disk beyond that.
+def _sample(
+    walk: Walk, place: Place, conv: nn.Conv2d, rows: int, wide: Window | None, margin: int
+) -> tuple[Sample, Sample | None, list[Tensor]]:
+    """Rows of this site on the student's input; with a ``wide`` window also rows of that one, ``margin`` away from the
+    border; and the positions the first were drawn at, chunk by chunk.
     """
-
-    def __init__(self, recorded: Trace, original: nn.Module, student: nn.Module, chunks: Chunks, *, seed: int) -> None:
-        self.recorded = recorded
-        self.networks = (original, student)
-        self.generator = torch.Generator().manual_seed(seed)
-        self.done: tuple[set[fx.Node], set[fx.Node]] = (set(), set())
-        self.unfitted: set[fx.Node] = set()
-        """Layers of the student whose weights are still to come: nothing may be computed through them."""
-        self.store = _Store()
-        self.count = 0
-        for chunk in chunks():
-            self.store.put(len(self.store), ({recorded.input: chunk}, {recorded.input: chunk}))
-            self.count += len(chunk)
-
-    def close(self) -> None:
-        """Remove whatever waits on disk."""
-        self.store.close()
-
-    def visit(self, student_nodes: list[fx.Node], original_nodes: list[fx.Node]) -> Iterator[tuple[Env, Env]]:
-        """Chunk by chunk the values of these nodes in the original and in the student, among others."""
-        for number in range(len(self.store)):
-            envs = self.store.get(number)
-            for env, network, done, wanted in zip(
-                envs, self.networks, self.done, (original_nodes, student_nodes), strict=True
-            ):
-                for node in wanted:
-                    _ensure(network, node, env, done)
-            yield envs
-            for env, done in zip(envs, self.done, strict=True):
-                for node in [n for n in env if all(user in done for user in n.users)]:
-                    del env[node]
-            self.store.put(number, envs)
-
-
-@torch.no_grad()
-def _ensure(network: nn.Module, wanted: fx.Node, env: Env, done: set[fx.Node]) -> None:
-    """Compute ``wanted`` and whatever it still lacks."""
-    waiting = [wanted]
-    while waiting:
-        node = waiting[-1]
-        missing = [n for n in node.all_input_nodes if n not in env]
-        if node in env or not missing:
-            if node not in env:
-                env[node] = compute(network, node, env)
-                done.add(node)
-            waiting.pop()
-        waiting.extend(missing if node not in env else [])
-
-
-class _Store:
-    """Pairs of environments by number; in half precision, then on disk, as they become too many for memory.
-
-    Half precision rounds to 1 part in 2000: far below the errors that are mostly corrected, but not below those of a
-    network that was a Ghost network all along.
-    """
-
-    def __init__(self) -> None:
-        self.kept: dict[int, tuple[Env, Env]] = {}
-        self.sizes: dict[int, int] = {}
-        self.folder: Path | None = None
-        self.small: dict[fx.Node, bool] = {}
-
-    def __len__(self) -> int:
-        return len(self.sizes)
-
-    def put(self, number: int, envs: tuple[Env, Env]) -> None:
-        first, second = envs
-        if _size(envs) * max(len(self), 1) > EXACT_LIMIT:
-            first, second = ({node: self._narrow(node, value) for node, value in env.items()} for env in envs)
-        self.sizes[number] = _size((first, second))
-        held = sum(self.sizes[n] for n in self.kept if n != number)
-        if held + self.sizes[number] > MEMORY_LIMIT:
-            first, second = self._spill(number, 0, first), self._spill(number, 1, second)
-        self.kept[number] = (first, second)
-
-    def _narrow(self, node: fx.Node, value: Any) -> Any:
-        """Half precision where the first chunk's values stay far from its limits."""
-        if not isinstance(value, Tensor) or value.dtype != torch.float32:
-            return value
-        if node not in self.small:
-            self.small[node] = HALF_RANGE[0] < float(value.abs().max()) < HALF_RANGE[1]
-        return value.half() if self.small[node] else value
-
-    def get(self, number: int) -> tuple[Env, Env]:
-        first, second = self.kept[number]
-        return {n: _widen(v) for n, v in first.items()}, {n: _widen(v) for n, v in second.items()}
-
-    def close(self) -> None:
-        if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _spill(self, number: int, side: int, env: Env) -> Env:
-        """Tensors to one file; what stays behind are handles that read them back."""
-        if self.folder is None:
-            self.folder = Path(tempfile.mkdtemp(prefix="ghostnets-walk-"))
-        path = self.folder / f"{number}.{side}.safetensors"
-        tensors = {str(i): v.contiguous() for i, v in enumerate(env.values()) if isinstance(v, Tensor)}
-        save_file(tensors, path.with_suffix(".new"))
-        path.with_suffix(".new").replace(path)  # what was read from the old file may still be mapped to it
-        self.sizes[number] = 0
-        return {n: _OnDisk(path, str(i)) if isinstance(v, Tensor) else v for i, (n, v) in enumerate(env.items())}
-
-
-def _size(envs: tuple[Env, Env]) -> int:
-    """Bytes; a tensor that both networks share counts once."""
-    tensors = {id(v): v for env in envs for v in env.values() if isinstance(v, Tensor)}
-    return sum(v.numel() * v.element_size() for v in tensors.values())
-
-
-@dataclass(frozen=True)
-class _OnDisk:
-    path: Path
-    key: str
-
-
-def _widen(value: Any) -> Any:
-    if isinstance(value, _OnDisk):
-        with safe_open(value.path, framework="pt") as file:
-            value = file.get_tensor(value.key)
-    return value.float() if isinstance(value, Tensor) and value.dtype == torch.float16 else value
-
-
-def _sample(walk: Walk, place: Place, conv: nn.Conv2d, rows: int) -> tuple[Sample, list[Tensor]]:
-    """Rows of this site on the student's input, and the positions they were drawn at, chunk by chunk."""
     others = _other_summands(walk, place)
     source = place.conv.all_input_nodes[0]
-    size = walk.recorded.shapes[place.conv]
-    per_image = min(size[2] * size[3], max(1, -(-rows // walk.count)))
-    seen: list[Tensor] = []
-    wanted: list[Tensor] = []
+    high, across = walk.recorded.shapes[place.conv][2:]
+    window = window_of(conv)
+    per_image = _per_image(rows, conv.in_channels, window, walk.count, high * across)
+    inside = max(high - 2 * margin, 0), max(across - 2 * margin, 0)
+    if wide is not None and (conv.groups > 1 or inside[0] * inside[1] == 0 or conv.in_channels * _area(wide) > LARGEST):
+        wide = None
+    few = 0 if wide is None else _per_image(rows // 2, conv.in_channels, wide, walk.count, inside[0] * inside[1])
+    near = _empty(walk.count * per_image, conv.weight.shape[1], window, conv.out_channels)
+    far = None if wide is None else _empty(walk.count * few, conv.in_channels, wide, conv.out_channels)
     drawn: list[Tensor] = []
+    seen = 0
     for original, student in walk.visit([source, *others], [place.linear, *others]):
         target = original[place.linear]
         for other in others:
             target = target + (original[other] - student[other])
-        positions = draw_positions(len(target), (size[2], size[3]), per_image, walk.generator)
-        seen.append(patches(student[source], positions, size[3], window_of(conv)))
-        wanted.append(values_at(target, positions))
+        positions = draw_positions(len(target), (high, across), per_image, walk.generator)
+        _put_(near, seen * per_image, patches(student[source], positions, across, window), values_at(target, positions))
         drawn.append(positions)
-    return Sample(torch.cat(seen), torch.cat(wanted)), drawn
+        if far is not None and wide is not None:
+            drawn_inside = draw_positions(len(target), inside, few, walk.generator)
+            y, x = torch.div(drawn_inside, inside[1], rounding_mode="floor"), drawn_inside % inside[1]
+            positions = (y + margin) * across + x + margin
+            _put_(far, seen * few, patches(student[source], positions, across, wide), values_at(target, positions))
+        seen += len(target)
+    return near, far, drawn
+
+
+def _empty(rows: int, channels: int, window: Window, outputs: int) -> Sample:
+    """Filled bit by bit: a list of parts and then their concatenation would take twice the memory."""
+    return Sample(torch.empty(rows, channels, _area(window)), torch.empty(rows, outputs))
+
+
+def _put_(sample: Sample, start: int, rows: Tensor, wanted: Tensor) -> None:
+    sample.rows[start : start + len(rows)] = rows
+    sample.wanted[start : start + len(rows)] = wanted
+
+
+def _area(window: Window) -> int:
+    return window.kernel[0] * window.kernel[1]
+
+
+def _per_image(rows: int, channels: int, window: Window, images: int, pixels: int) -> int:
+    unknowns = channels * _area(window)
+    rows = min(rows, max(4 * unknowns, ROW_BYTES // (4 * unknowns)))
+    return min(pixels, max(1, -(-rows // images)))
 
 
 def _other_summands(walk: Walk, place: Place) -> list[fx.Node]:
@@ -302,16 +204,22 @@ def _fill_ghost_(walk: Walk, site: Site, place: Place, decision: Decision, rows:
     norm = original.get_submodule(site.norm) if site.norm else None
     order = _places(student, site)
     intrinsic = intrinsic_count(site.out_channels, ratio)
-    sample, drawn = _sample(walk, place, start, rows)
+    sources = torch.from_numpy(source_places(site.out_channels, ratio))
+    wide = None if site.relu else wide_window(window_of(start), kernel)
+    sample, inner, drawn = _sample(walk, place, start, rows, wide, kernel // 2)
     wanted = sample.wanted[:, order]
     weight, _ = merged(start, norm)
     flat = sample.rows.flatten(1)
     primary, shift = fit_primary(flat, wanted[:, :intrinsic], weight.flatten(1)[order[:intrinsic]], relu=site.relu)
+    if inner is not None:
+        gram, centre = spread(flat)
+        of_ghosts = inner.wanted[:, order][:, intrinsic:]
+        better = fit_jointly(primary, gram, inner.rows, of_ghosts, sources, window_of(start), kernel)
+        primary, shift = better, shift + (primary - better) @ centre
     made = flat @ primary.T + shift
     _write_(module.primary_conv, primary, made, shift)
     error = _error(made, wanted[:, :intrinsic], relu=site.relu)
 
-    sources = torch.from_numpy(source_places(site.out_channels, ratio))
     seen: list[Tensor] = []
     source = place.conv.all_input_nodes[0]
     few = max(1, -(-GHOST_ROWS // walk.count))
@@ -379,7 +287,7 @@ def _refit_conv_(walk: Walk, site: Site, place: Place, rows: int) -> None:
     assert isinstance(start, nn.Conv2d)
     assert isinstance(conv, nn.Conv2d)
     norm = original.get_submodule(site.norm) if site.norm else None
-    sample, _ = _sample(walk, place, start, rows)
+    sample, *_ = _sample(walk, place, start, rows, None, 0)
     flat = sample.rows.flatten(1)
     weight, _ = merged(start, norm)
     if site.norm is None:
