@@ -18,7 +18,7 @@ Chunks = Callable[[], Iterable[Tensor]]
 Progress = Callable[[str, int, int], None]
 """Told what is going on, how much is done, and of how much (0 where that is not known)."""
 
-CHUNK_PIXELS = 100 * 32 * 32  # a chunk's maps, all layers of a small network, stay near half a gigabyte
+CHUNK_PIXELS = 50 * 32 * 32  # a chunk's maps, all layers of a small network, stay near a quarter of a gigabyte
 
 
 def quiet(_what: str, _done: int, _total: int) -> None:

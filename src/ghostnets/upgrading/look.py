@@ -26,7 +26,7 @@ from ghostnets.upgrading.sites import Anatomy, Place
 PAIR_ROWS = 24  # positions drawn per image for the pair moments
 TRIAL_IMAGES = 300  # the divergences of two draws of 300 images rank the sites alike
 NOT_FINITE = "the network's output is not finite on the calibration images: NaN or Inf in its weights?"
-FIT_ROWS = 96  # positions drawn per image for the filters of a trial edit
+FIT_ROWS = 192  # positions drawn per image for the filters of a trial edit
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ class Recipe:
 
 # Chosen on held-out training images, ResNet-56 on CIFAR-10; benchmarks/upgrade_cifar.py measures what they reach.
 RECIPES: Mapping[Mode, Recipe] = {
-    "blocks": Recipe(blocks=1.0, output=0.0, labels=0.0, learning_rate=2e-3, warmup=50, averaging=0.99, minutes=3),
+    "blocks": Recipe(blocks=1.0, output=0.0, labels=0.0, learning_rate=2e-3, warmup=50, averaging=0.99, minutes=2),
     "distil": Recipe(blocks=1.0, output=0.0, labels=0.0, learning_rate=2e-3, warmup=50, averaging=0.998, minutes=20),
 }
 
