@@ -392,6 +392,7 @@ def test_a_network_that_cannot_be_used_is_refused_before_a_file_is_written(
         ({"order": "any"}, "order 'any' must be one of own, agreed"),
         ({"epochs": -1.0}, r"epochs -1 must be above 0"),
         ({"minutes": 0.0}, r"minutes 0 must be above 0"),
+        ({"epochs": 1.0, "minutes": 2.0}, r"epochs 1 and minutes 2 both say how long .* give one of them"),
         ({"minutes": float("nan")}, r"minutes nan must be above 0"),
         ({"calibration_images": 0}, "calibration images 0 must be at least 1"),
         ({"ignored_layers": ("nope",)}, "ignored layer 'nope' does not exist"),

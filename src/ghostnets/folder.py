@@ -57,6 +57,10 @@ class Request:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise UserError(f"{name} {value:g} must be above 0 (to skip the recovery: recover none)")
+        if self.epochs is not None and self.minutes is not None:
+            raise UserError(
+                f"epochs {self.epochs:g} and minutes {self.minutes:g} both say how long the recovery is: give one of them"
+            )
         if self.calibration_images < 1:
             raise UserError(f"calibration images {self.calibration_images} must be at least 1")
 

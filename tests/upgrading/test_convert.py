@@ -56,6 +56,16 @@ def test_a_plan_that_keeps_everything_gives_the_original_bit_for_bit(training: b
         convert(model, found, images)
 
 
+def test_every_part_is_in_the_mode_it_had_in_the_original(settled: Settle) -> None:
+    """A network in training with a stage frozen in evaluation, as one does in fine-tuning."""
+    model = settled(cifar_resnet(8)).train()
+    model.get_submodule("layer2").eval()
+    images = torch.randn(20, 3, 12, 12)
+    made = convert(model, plan(model, images, Budget(ratio=2)), images, rows=500).model
+    for name, module in made.named_modules():
+        assert module.training is not name.startswith("layer2"), name
+
+
 @pytest.mark.parametrize("training", [False, True])
 def test_the_original_and_the_random_state_are_untouched(training: bool, settled: Settle, snapshot: Snapshot) -> None:
     model = settled(cifar_resnet(8)).train(training)

@@ -110,6 +110,11 @@ def test_a_loss_that_is_not_finite_is_named(case: tuple[nn.Module, nn.Module, Pl
         recovered((broken, *others))  # pyright: ignore[reportArgumentType]
 
 
+def test_epochs_and_minutes_together_are_refused(case: tuple[nn.Module, nn.Module, Plan, Dataset]) -> None:
+    with pytest.raises(UserError, match="epochs 2 and minutes 1 both say how long to train: give one of them"):
+        recovered(case, minutes=1.0)
+
+
 @pytest.mark.parametrize("count", [0, 1])
 def test_too_few_images_are_named(count: int, case: tuple[nn.Module, nn.Module, Plan, Dataset]) -> None:
     student, original, found, _ = case

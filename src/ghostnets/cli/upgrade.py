@@ -67,7 +67,7 @@ def upgrade(
         kernel: side of the cheap depthwise filters
         recover: how the accuracy is won back
         epochs: of the last recovery
-        minutes: of the last recovery
+        minutes: the same in time, instead of epochs
         calibration_images: for the plan and the closed form
         order: of channels on a residual stream: each module its own and a gather, or one agreed
         ignored_layers: names of layers to leave alone, with commas

@@ -55,7 +55,18 @@ def convert(
         if decision.order == "gather":
             gather_of(student, anatomy, decision.name).set_(torch.argsort(torch.tensor(decision.channels)))
     pairings = transfer_(student, original, anatomy, plan, chunks, rows=rows, progress=progress)
-    return Converted(student.train(model.training), pairings)
+    _take_modes_(student, model)
+    return Converted(student, pairings)
+
+
+def _take_modes_(student: nn.Module, model: nn.Module) -> None:
+    """Training or evaluation as in the original, module by module; what is new is in the mode of what it is part of."""
+    modes = {name: module.training for name, module in model.named_modules()}
+    for name, module in student.named_modules():
+        known = name
+        while known not in modes:
+            known = known.rpartition(".")[0]
+        module.training = modes[known]
 
 
 def reordered(model: nn.Module, plan: Plan, anatomy: Anatomy) -> nn.Module:

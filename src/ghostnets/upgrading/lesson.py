@@ -14,8 +14,8 @@ from torch import Tensor, fx, nn
 from ghostnets.measure.trace import Env, Trace, compute
 
 STRIDE = 2
-"""Every other block is compared, the odd ones and the even ones in turn: their errors are much alike, and comparing
-all takes a tenth of the time."""
+"""One block in so many is compared, the next ones at the next turn: neighbours err much alike, and comparing all of them
+takes a tenth of the time."""
 
 
 class Lesson:
@@ -26,11 +26,20 @@ class Lesson:
     """
 
     def __init__(
-        self, recorded: Trace, original: nn.Module, example: Tensor, *, blocks: float, output: float, labels: float
+        self,
+        recorded: Trace,
+        original: nn.Module,
+        example: Tensor,
+        *,
+        blocks: float,
+        output: float,
+        labels: float,
+        stride: int = STRIDE,
     ) -> None:
         self.recorded = recorded
         self.original = original.requires_grad_(False)
         self.blocks, self.output, self.labels = blocks, output, labels
+        self.stride = stride
         self.joints = block_outputs(recorded) if blocks else ()
         self.sums = frozenset(node for node in recorded.nodes if _ends_sum(node, recorded))
         with torch.no_grad():
@@ -40,7 +49,7 @@ class Lesson:
 
     def loss(self, student: nn.Module, x: Tensor, labels: Tensor | None, turn: int) -> Tensor:
         """Of a normalised batch (N, C, H, W); the number of the ``turn`` decides which blocks are compared."""
-        joints = self.joints[turn % STRIDE :: STRIDE] or self.joints
+        joints = self.joints[turn % self.stride :: self.stride] or self.joints
         with torch.no_grad():
             wanted, targets = self._forward(self.original, x, joints)
         logits, values = self._forward(student, x, joints)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Win back what the closed form could not keep, with the original as the teacher.
 
-``blocks`` needs no labels and is minutes: the output of every block is pulled towards the original's, for all
-blocks at once, so that a block also learns to mend what earlier ones have lost. ``distil`` goes on with the
-original's output as one more target. Norms stay frozen and merged (see ``frozen``), weights are averaged.
+The output of every block is pulled towards the original's, for all blocks at once, so that a block also learns to
+mend what earlier ones have lost. Neither step needs labels. ``blocks`` is minutes; ``distil`` goes on for longer,
+with a slower average of the weights. Norms stay frozen and merged (see ``frozen``).
 """
 
 from __future__ import annotations
@@ -101,8 +101,11 @@ def recover(
     ``held_out`` images are only watched. With a ``folder`` the state is kept there every minute and a second
     call goes on from it; with ``epochs`` it ends at the same weights as if it had never stopped.
 
-    Raises UserError where the loss stops being finite or there are fewer images than a batch.
+    Raises UserError where the loss stops being finite, there are fewer than two images, or both ``epochs`` and
+    ``minutes`` are given.
     """
+    if epochs is not None and minutes is not None:
+        raise UserError(f"epochs {epochs:g} and minutes {minutes:g} both say how long to train: give one of them")
     if len(images) < 2:
         raise UserError(f"{len(images)} training images are too few to recover with")
     batch_size = min(batch_size, len(images))
@@ -145,7 +148,7 @@ def recover(
         state.save_now_and_then()
     result = state.averaged()
     refresh_norms_(result, calibration(dataset, images, 500, seed=seed))
-    return Recovered(result.train(student.training), state.step / steps_per_epoch, state.seconds)
+    return Recovered(result, state.step / steps_per_epoch, state.seconds)
 
 
 def _endless(
