@@ -84,13 +84,13 @@ def fit_primary(
     value that should be negative, and is, counts as right. Returns (n, K) and (n,).
     """
     centred, centre = _centred(rows, 0)
-    factor = _factor(_gram(centred), ridge)
+    factored = factor(_gram(centred), ridge)
     pulled = centred @ start.T
     made, level, weight = pulled, wanted.mean(0), start
     for _ in range(rounds if relu else 1):
         target = _majorised(wanted, made + level) if relu else wanted
         right = (centred.T @ (target - pulled)).double()
-        weight = start + torch.cholesky_solve(right, factor).T.to(start.dtype)
+        weight = start + torch.cholesky_solve(right, factored).T.to(start.dtype)
         made, level = centred @ weight.T, target.mean(0)
     return weight, level - weight @ centre
 
@@ -105,14 +105,14 @@ def fit_ghosts(
     """
     seen = rows.permute(1, 2, 0).contiguous()  # (g, d², S)
     centred, centre = _centred(seen, 2)
-    factor = _factor((centred @ centred.transpose(1, 2)).double(), ridge)
+    factored = factor((centred @ centred.transpose(1, 2)).double(), ridge)
     wanted = wanted.T.contiguous()  # (g, S)
     # The plain fit of a mostly negative value is worse than its mean, so the first target is what ReLU leaves.
     target = wanted.clamp_min(0) if relu else wanted
     weight, level = torch.zeros_like(centre), wanted.mean(1)
     for _ in range(rounds if relu else 1):
         right = (centred @ target[:, :, None]).double()
-        weight = torch.cholesky_solve(right, factor)[:, :, 0].to(rows.dtype)
+        weight = torch.cholesky_solve(right, factored)[:, :, 0].to(rows.dtype)
         level = target.mean(1)
         if relu:
             target = _majorised(wanted, (weight[:, None] @ centred)[:, 0] + level[:, None])
@@ -137,7 +137,7 @@ def _centred(rows: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     return centred.sub_(rest), (first + rest).squeeze(dim)
 
 
-def _factor(system: Tensor, ridge: float) -> Tensor:
+def factor(system: Tensor, ridge: float) -> Tensor:
     """The Cholesky factor of (…, K, K) with this part of its mean diagonal added to the diagonal.
 
     More is added where rounding has made the system indefinite: float32 sums of many rows in few directions.
@@ -148,9 +148,9 @@ def _factor(system: Tensor, ridge: float) -> Tensor:
     step = diagonal.mean(-1, keepdim=True).clamp_min(1e-12)
     added = torch.full_like(step, ridge)
     while True:
-        factor, failed = torch.linalg.cholesky_ex(system + torch.diag_embed((added * step).expand_as(diagonal)))
+        found, failed = torch.linalg.cholesky_ex(system + torch.diag_embed((added * step).expand_as(diagonal)))
         if not bool(failed.any()):
-            return factor
+            return found
         added = torch.where(failed[..., None] > 0, added.clamp_min(1e-8) * 10, added)
 
 

@@ -121,11 +121,7 @@ def frozen_view(model: nn.Module, norms: Mapping[str, str], dtype: torch.dtype) 
     for name in _ghosts(model, norms):
         module = view.get_submodule(name)
         assert isinstance(module, GhostModule)
-        behind = (
-            norms[name] if name in norms else f"{name.rpartition('.')[0]}.1"
-        )  # a pair took a lone convolution's place
-        gather = view.get_submodule(behind) if name in norms or name.endswith(".0") else None
-        gather = gather if isinstance(gather, ChannelGather) else None
+        gather = _gather_behind(view, name, norms)
         if gather is not None:
             _replace_(view, gather, nn.Identity())  # first, for a large module keeps it inside
         _replace_(view, module, FrozenGhost(module, gather).to(dtype))
@@ -179,6 +175,17 @@ def _ghosts(model: nn.Module, norms: Mapping[str, str]) -> tuple[str, ...]:
         if isinstance(module, GhostModule) and module.cheap_operation is not None
         and not any(conv.startswith(f"{name}.") for conv in norms)
     )  # fmt: skip
+
+
+def _gather_behind(model: nn.Module, name: str, norms: Mapping[str, str]) -> ChannelGather | None:
+    """It stands in the norm's place; where there was no norm, it is the second of a pair in the convolution's."""
+    parent, _, child = name.rpartition(".")
+    pair = model.get_submodule(parent)
+    if name in norms:
+        behind = model.get_submodule(norms[name])
+    else:
+        behind = pair[1] if isinstance(pair, nn.Sequential) and child == "0" and len(pair) == 2 else None
+    return behind if isinstance(behind, ChannelGather) else None
 
 
 def _convs(model: nn.Module, norms: Mapping[str, str]) -> Iterator[tuple[str, str | None]]:

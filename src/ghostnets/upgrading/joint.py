@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ghostnets.upgrading.fit import RIDGE, Window, fit_ghosts
+from ghostnets.upgrading.fit import RIDGE, Window, factor, fit_ghosts
 
 ROUNDS = 2
 LARGEST = 2400  # numbers in a wide patch beyond which this would take too long
@@ -49,7 +49,7 @@ def fit_jointly(
     wide_gram = (seen.T @ seen) / count
     weight = start
     for _ in range(ROUNDS):
-        expanded = torch.zeros(seen.shape[1], len(taps), len(weight))
+        expanded = torch.zeros(seen.shape[1], len(taps), len(weight), dtype=weight.dtype)
         for tap, columns in enumerate(taps):
             expanded[columns, tap] = weight.T
         near = (seen @ expanded.flatten(1)).view(count, len(taps), -1)[:, :, source].transpose(1, 2)  # (S, g, taps)
@@ -73,9 +73,7 @@ def _step(
         half = sum((c * wide_gram[columns] for c, columns in by_tap), start=torch.zeros(()))
         system += sum((c * half[:, columns] for c, columns in by_tap), start=torch.zeros(())).double()
         slope += sum((c * pull[columns, j] for c, columns in by_tap), start=torch.zeros(())).double()
-    diagonal = torch.diagonal(system)
-    diagonal += RIDGE * diagonal.mean()
-    return torch.linalg.solve(system, slope).to(moved.dtype)
+    return torch.cholesky_solve(slope[:, None], factor(system, RIDGE))[:, 0].to(moved.dtype)
 
 
 def _taps(channels: int, window: Window, cheap: int) -> list[Tensor]:

@@ -110,11 +110,11 @@ def _sample(
     window = window_of(conv)
     per_image = _per_image(rows, conv.in_channels, window, walk.count, high * across)
     inside = max(high - 2 * margin, 0), max(across - 2 * margin, 0)
-    if wide is not None and (conv.groups > 1 or inside[0] * inside[1] == 0 or conv.in_channels * _area(wide) > LARGEST):
+    if wide is not None and (inside[0] * inside[1] == 0 or conv.in_channels * _area(wide) > LARGEST):
         wide = None
     few = 0 if wide is None else _per_image(rows // 2, conv.in_channels, wide, walk.count, inside[0] * inside[1])
-    near = _empty(walk.count * per_image, conv.weight.shape[1], window, conv.out_channels)
-    far = None if wide is None else _empty(walk.count * few, conv.in_channels, wide, conv.out_channels)
+    near = _empty(walk.count * per_image, window, conv)
+    far = None if wide is None else _empty(walk.count * few, wide, conv)
     drawn: list[Tensor] = []
     seen = 0
     for original, student in walk.visit([source, *others], [place.linear, *others]):
@@ -133,9 +133,10 @@ def _sample(
     return near, far, drawn
 
 
-def _empty(rows: int, channels: int, window: Window, outputs: int) -> Sample:
+def _empty(rows: int, window: Window, conv: nn.Conv2d) -> Sample:
     """Filled bit by bit: a list of parts and then their concatenation would take twice the memory."""
-    return Sample(torch.empty(rows, channels, _area(window)), torch.empty(rows, outputs))
+    weight = conv.weight
+    return Sample(weight.new_empty(rows, conv.in_channels, _area(window)), weight.new_empty(rows, conv.out_channels))
 
 
 def _put_(sample: Sample, start: int, rows: Tensor, wanted: Tensor) -> None:
