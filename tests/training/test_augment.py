@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from ghostnets.errors import UserError
-from ghostnets.training.augment import batches, generator, mixed, random_crop_flip
+from ghostnets.training.augment import batches, generator, random_crop_flip
 from ghostnets.training.data import Images
 
 
@@ -125,30 +125,3 @@ def test_what_cannot_be_drawn_is_refused_before_the_first_batch() -> None:
         batches(numbered(3), batch_size=4, drop_last=True)
     with pytest.raises(UserError, match="no labels"):
         batches(Images(pixels=numbered(3).pixels, labels=None), batch_size=1)
-
-
-def test_nothing_mixed_is_nothing_changed() -> None:
-    x = torch.randn(5, 3, 4, 4)
-    assert torch.equal(mixed(x, share=0.0, generator=generator(0)), x)
-
-
-def test_every_image_is_a_blend_of_itself_and_one_other() -> None:
-    """Images that are unit vectors show their own weights."""
-    x = torch.eye(32).view(32, 32, 1, 1)
-    weights = mixed(x, share=1.0, generator=generator(0)).view(32, 32)
-    torch.testing.assert_close(weights.sum(1), torch.ones(32))
-    assert bool((weights >= 0).all())
-    assert bool(((weights > 0).sum(1) <= 2).all())
-    others = (weights - torch.diag(weights.diagonal())).argmax(1)
-    blended = weights.diagonal() < 1
-    assert len(set(others[blended].tolist())) == int(blended.sum())  # each is given to one
-    assert 0.3 < float(weights.diagonal().mean()) < 0.7
-
-
-def test_the_share_is_that_of_the_images_and_the_generator_decides() -> None:
-    x = torch.randn(4000, 1, 2, 2)
-    made = mixed(x, share=0.25, generator=generator(1))
-    changed = (made != x).flatten(1).any(1)
-    assert 0.2 < float(changed.float().mean()) < 0.3
-    assert torch.equal(mixed(x, share=0.25, generator=generator(1)), made)
-    assert not torch.equal(mixed(x, share=0.25, generator=generator(2)), made)

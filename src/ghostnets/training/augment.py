@@ -66,15 +66,3 @@ def random_crop_flip(pixels: Tensor, *, padding: int, flip: bool, generator: tor
     columns = left + torch.where(mirrored, torch.arange(width).flip(0), torch.arange(width))
     index = (rows[:, :, None] * (width + 2 * padding) + columns[:, None, :]).view(count, 1, -1).expand(-1, channels, -1)
     return F.pad(pixels, (padding,) * 4).flatten(2).gather(2, index).view_as(pixels)
-
-
-def mixed(x: Tensor, *, share: float, generator: torch.Generator) -> Tensor:
-    """A ``share`` of the images (N, C, H, W), each blended with another one of the batch: mixup (arXiv:1710.09412) with an
-    even distribution of weights, as Beyer et al. (arXiv:2106.05237, section 3) give to a student and its teacher alike.
-    """
-    count = len(x)
-    other = torch.randperm(count, generator=generator)
-    weight = torch.rand(count, generator=generator)
-    chosen = torch.rand(count, generator=generator) < share
-    weight = torch.where(chosen, weight, 1.0).to(x.dtype).view(-1, 1, 1, 1)
-    return weight * x + (1 - weight) * x[other]

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ghostnets.errors import UserError
 from ghostnets.measure.accuracy import top1
 from ghostnets.records import Plan, write_bytes
-from ghostnets.training.augment import batches, generator, mixed, random_crop_flip
+from ghostnets.training.augment import batches, generator, random_crop_flip
 from ghostnets.training.data import Dataset, Images, normalise
 from ghostnets.upgrading.calibration import Progress, calibration, quiet
 from ghostnets.upgrading.convert import reordered
@@ -51,8 +51,6 @@ class Recipe:
     """Peak of Adam's; the schedule is a linear warm-up and a cosine to zero."""
     warmup: int
     """Steps."""
-    mixing: float
-    """Share of the images that are blended with another: the original need not be right on them, only be followed."""
     averaging: float
     """Decay of the weights' moving average, which is what is returned."""
     minutes: float
@@ -61,12 +59,8 @@ class Recipe:
 
 # Chosen on held-out training images, ResNet-56 on CIFAR-10; benchmarks/upgrade_cifar.py measures what they reach.
 RECIPES: Mapping[Mode, Recipe] = {
-    "blocks": Recipe(
-        blocks=1.0, output=0.0, labels=0.0, learning_rate=2e-3, warmup=50, mixing=0.0, averaging=0.99, minutes=2
-    ),
-    "distil": Recipe(
-        blocks=1.0, output=0.0, labels=0.0, learning_rate=2e-3, warmup=50, mixing=0.5, averaging=0.998, minutes=20
-    ),
+    "blocks": Recipe(blocks=1.0, output=0.0, labels=0.0, learning_rate=2e-3, warmup=50, averaging=0.99, minutes=2),
+    "distil": Recipe(blocks=1.0, output=0.0, labels=0.0, learning_rate=2e-3, warmup=50, averaging=0.998, minutes=20),
 }
 
 TIMED_STEPS = (5, 25)  # the steps whose speed turns minutes into a number of steps; inside every warm-up
@@ -140,8 +134,7 @@ def recover(
             break
         place = generator(seed, 1, epoch, step)
         pixels = random_crop_flip(drawn, padding=dataset.augment.padding, flip=dataset.augment.flip, generator=place)
-        x = normalise(pixels, dataset.mean, dataset.std)
-        x = mixed(x, share=recipe.mixing, generator=place).contiguous(memory_format=torch.channels_last)
+        x = normalise(pixels, dataset.mean, dataset.std).contiguous(memory_format=torch.channels_last)
         loss = lesson.loss(weights.view, x.to(dtype), labels, state.step)
         if not math.isfinite(float(loss.detach())):
             raise UserError(f"{mode}: the loss is {float(loss.detach())} at step {state.step}: lower the learning rate")
