@@ -21,10 +21,11 @@ Settle = Callable[[nn.Module], nn.Module]
 def outputs(model: nn.Module, names: list[str], x: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Logits, and what the modules of these names gave."""
     kept: dict[str, Tensor] = {}
-    handles = [
-        model.get_submodule(name).register_forward_hook(lambda _m, _i, out, name=name: kept.__setitem__(name, out))
-        for name in names
-    ]
+
+    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        return lambda _module, _inputs, out: kept.update({name: out})
+
+    handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in names]
     logits = model(x)
     for handle in handles:
         handle.remove()

@@ -120,8 +120,9 @@ def recover(
     weights = FlatWeights(copy.deepcopy(student), norms, dtype)
     first = next(iter(calibration(dataset, images, batch_size, seed=seed)()))  # the same one after a stop
     teacher = frozen_view(reordered(original, plan, anatomy), norms, dtype)
-    asked = {"blocks": recipe.blocks, "output": recipe.output, "labels": recipe.labels}
-    lesson = Lesson(anatomy.trace, teacher, first.to(dtype), **asked)
+    lesson = Lesson(
+        anatomy.trace, teacher, first.to(dtype), blocks=recipe.blocks, output=recipe.output, labels=recipe.labels
+    )
     state = _State(weights, recipe, folder and folder / f"{mode}.ckpt")
     steps_per_epoch = max(1, len(images) // batch_size)
     if epochs is not None:
