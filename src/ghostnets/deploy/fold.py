@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from ghostnets.blocks.conv import merged
 from ghostnets.blocks.ghost import ChannelGather, GhostModule
+from ghostnets.blocks.replace import replace_
 from ghostnets.errors import GhostnetsError, UnsupportedLayer, UserError
 
 
@@ -102,7 +103,4 @@ def _merge_(model: nn.Module, conv_name: str, norm_name: str) -> None:
     weight, bias = merged(conv, norm)
     conv.weight = nn.Parameter(weight, requires_grad=conv.weight.requires_grad)
     conv.bias = nn.Parameter(bias, requires_grad=conv.weight.requires_grad)
-    for name, module in list(model.named_modules(remove_duplicate=False)):  # a norm may have several names
-        if module is norm:
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, nn.Identity().eval())
+    replace_(model, norm, nn.Identity().eval())

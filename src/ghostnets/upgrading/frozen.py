@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ghostnets.blocks.conv import merged, set_merged_
 from ghostnets.blocks.ghost import ChannelGather, GhostModule
+from ghostnets.blocks.replace import replace_
 from ghostnets.measure.trace import Trace
 
 DENSE_LIMIT = 64  # intrinsic maps up to which a dense convolution beats depthwise and concat
@@ -123,17 +124,17 @@ def frozen_view(model: nn.Module, norms: Mapping[str, str], dtype: torch.dtype) 
         assert isinstance(module, GhostModule)
         gather = _gather_behind(view, name, norms)
         if gather is not None:
-            _replace_(view, gather, nn.Identity())  # first, for a large module keeps it inside
-        _replace_(view, module, FrozenGhost(module, gather).to(dtype))
+            replace_(view, gather, nn.Identity())  # first, for a large module keeps it inside
+        replace_(view, module, FrozenGhost(module, gather).to(dtype))
     for name, norm_name in _convs(model, norms):
         conv = view.get_submodule(name)
         norm = view.get_submodule(norm_name) if norm_name else None
         assert isinstance(conv, nn.Conv2d)
         weight, bias = merged(conv, norm)
         bias = bias if norm_name or conv.bias is not None else None
-        _replace_(view, conv, MergedConv(weight, bias, conv, relu=False, groups=conv.groups).to(dtype))
+        replace_(view, conv, MergedConv(weight, bias, conv, relu=False, groups=conv.groups).to(dtype))
         if norm is not None:
-            _replace_(view, norm, nn.Identity())
+            replace_(view, norm, nn.Identity())
     parts = {
         id(part) for module in view.modules() if isinstance(module, FrozenGhost | MergedConv) for part in module.modules()
     }  # fmt: skip
@@ -225,14 +226,6 @@ def norm_behind(recorded: Trace) -> dict[str, str]:
             if type(norm) is nn.BatchNorm2d and norm.running_mean is not None and alone:
                 found[str(node.target)] = str(reader.target)
     return found
-
-
-def _replace_(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Under every name it has."""
-    for name, module in list(model.named_modules(remove_duplicate=False)):
-        if module is old:
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, new)
 
 
 def fast_dtype() -> torch.dtype:

@@ -23,7 +23,7 @@ LARGEST = 2400  # numbers in a wide patch beyond which this would take too long
 
 
 def wide_window(window: Window, cheap: int) -> Window | None:
-    """What ``cheap``×``cheap`` neighbouring outputs see together, at the middle one's position; None where too much."""
+    """What ``cheap``×``cheap`` neighbouring outputs see together, at the middle one's position; None with dilation."""
     if window.dilation != (1, 1):
         return None
     reach = cheap // 2
@@ -78,9 +78,10 @@ def _step(
 
 def _taps(channels: int, window: Window, cheap: int) -> list[Tensor]:
     """For every tap of the cheap filter the places of the primary's patch in the wide one, in the filter's order."""
-    wide = window.kernel[1] + (cheap - 1) * window.stride[1]
-    high = window.kernel[0] + (cheap - 1) * window.stride[0]
-    place = torch.arange(channels * high * wide).view(channels, high, wide)
+    wide = wide_window(window, cheap)
+    assert wide is not None
+    high, across = wide.kernel
+    place = torch.arange(channels * high * across).view(channels, high, across)
     return [
         place[:, y : y + window.kernel[0], x : x + window.kernel[1]].flatten()
         for y in range(0, cheap * window.stride[0], window.stride[0])

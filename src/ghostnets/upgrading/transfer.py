@@ -277,8 +277,8 @@ def _error(made: Tensor, wanted: Tensor, *, relu: bool) -> float:
     """Squared error over variance, after the activation."""
     if relu:
         made, wanted = made.relu(), wanted.relu()
-    spread = (wanted - wanted.mean(0)).square().sum().clamp_min(1e-20)
-    return float((made - wanted).square().sum() / spread)
+    variation = (wanted - wanted.mean(0)).square().sum().clamp_min(1e-20)
+    return float((made - wanted).square().sum() / variation)
 
 
 def _refit_conv_(walk: Walk, site: Site, place: Place, rows: int) -> None:
