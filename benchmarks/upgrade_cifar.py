@@ -14,12 +14,14 @@ weights and images named in the README (GHOSTNETS_DATA). Test images are only co
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import resource
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ from ghostnets.measure.latency import environment
 from ghostnets.models.catalog import create_model
 from ghostnets.records import Budget, Plan, from_json, read_json, write_json
 from ghostnets.training.data import Dataset, Images, hold_out, load_dataset, normalise
-from ghostnets.upgrading.calibration import calibration, first_image
+from ghostnets.upgrading.calibration import Chunks, calibration, first_image
 from ghostnets.upgrading.convert import convert, edits, restructure
 from ghostnets.upgrading.plan import plan
 from ghostnets.upgrading.recover import recover
@@ -75,13 +77,14 @@ def parse() -> argparse.Namespace:
 class Run:
     """One plan, one order, one seed, step after step; the next step starts from the file the last one left."""
 
-    def __init__(self, arguments: argparse.Namespace, budget: str, order: str, seed: int) -> None:
+    def __init__(self, arguments: argparse.Namespace, budget: str, order: Any, seed: int) -> None:
         self.arguments = arguments
         self.budget, self.order, self.seed = budget, order, seed
         self.name = "-".join([budget, order, str(seed)] + (["scratch"] if arguments.scratch else []))
         self.folder = arguments.out / self.name
-        self.dataset = load_dataset("cifar10", data_dir=arguments.data_dir)
-        self.train, self.held_out = hold_out(self.dataset.train, HELD_OUT, seed)
+        dataset = load_dataset("cifar10", data_dir=arguments.data_dir)
+        self.train, self.held_out = hold_out(dataset.train, HELD_OUT, seed)
+        self.dataset = dataclasses.replace(dataset, train=self.train)  # not all of them twice in memory
         self.original = create_model("resnet56", checkpoint_path=arguments.weights).eval()
         self.seconds = 0.0
 
@@ -103,10 +106,11 @@ class Run:
             return student, decided
         started = time.perf_counter()
         decided = plan(self.original, chunks, BUDGETS[self.budget], order=self.order, seed=self.seed)
-        student = convert(self.original, decided, chunks).model
         if self.arguments.scratch:
-            student = scratch(decided, student)
-        self.seconds = time.perf_counter() - started
+            student = scratch(decided, rebuild(self.original, decided, first_image(chunks)), chunks)
+        else:
+            student = convert(self.original, decided, chunks).model
+            self.seconds = time.perf_counter() - started
         write_json(self.folder / "plan.json", decided)
         self.note("closed", student, decided, 0.0, {})
         write_json(self.folder / "closed.json", {"seconds": self.seconds})
@@ -152,16 +156,21 @@ def rebuild(original: nn.Module, decided: Plan, example: Tensor) -> nn.Module:
     return restructure(original, edits(anatomy, decided.decisions)).eval()
 
 
-def scratch(decided: Plan, student: nn.Module) -> nn.Module:
-    """The same structure with fresh weights, as one would start without the upgrade."""
+def scratch(decided: Plan, student: nn.Module, chunks: Chunks) -> nn.Module:
+    """The same structure with fresh weights, as one would start without the upgrade; its norms know their inputs."""
     for module in student.modules():
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()  # pyright: ignore[reportCallIssue]
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the mean of all chunks
     for parameter in student.parameters():
         if parameter.dim() == 4:
             nn.init.kaiming_normal_(parameter, nonlinearity="relu")
     assert sum(p.numel() for p in student.parameters()) == decided.params_after
-    return student
+    with torch.no_grad():
+        for chunk in islice(chunks(), 10):
+            student.train()(chunk)
+    return student.eval()
 
 
 def accuracy(model: nn.Module, dataset: Dataset, images: Images) -> float:

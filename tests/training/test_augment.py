@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from ghostnets.errors import UserError
-from ghostnets.training.augment import batches, generator, random_crop_flip
+from ghostnets.training.augment import batches, blend, generator, random_crop_flip
 from ghostnets.training.data import Images
 
 
@@ -125,3 +125,27 @@ def test_what_cannot_be_drawn_is_refused_before_the_first_batch() -> None:
         batches(numbered(3), batch_size=4, drop_last=True)
     with pytest.raises(UserError, match="no labels"):
         batches(Images(pixels=numbered(3).pixels, labels=None), batch_size=1)
+
+
+@given(st.integers(1, 9), st.floats(0, 1), st.integers(0))
+def test_a_share_of_the_images_is_mixed_with_others(count: int, share: float, seed: int) -> None:
+    """Every image shows another bit: how much of which image is in a blend can be read off."""
+    images = torch.eye(count).view(count, count, 1, 1).expand(count, count, 2, 3)
+    result = blend(images, share, generator=generator(seed))
+    parts = result[:, :, 0, 0]
+    torch.testing.assert_close(result, parts[:, :, None, None].expand_as(result))
+    torch.testing.assert_close(parts.sum(1), torch.ones(count))
+    assert bool((parts.diagonal() >= 0.5).all())
+    assert int((parts > 0).sum(1).max()) <= 2
+    mixed = round(share * count)
+    assert torch.equal(result[mixed:], images[mixed:])
+
+
+def test_half_of_two_blended_images_on_average_a_quarter_of_the_other() -> None:
+    images = torch.stack([torch.zeros(1, 1, 1), torch.ones(1, 1, 1)]).repeat(500, 1, 1, 1)
+    result = blend(images, 0.5, generator=generator(3))
+    assert torch.equal(result[500:], images[500:])
+    changed = (result - images)[:500].abs()[(result != images)[:500]]
+    assert 200 < len(changed) < 300  # half of the partners are of the other kind
+    assert 0.22 < float(changed.mean()) < 0.28
+    assert float(changed.max()) < 0.5

@@ -19,10 +19,10 @@ from ghostnets.models.resnet import cifar_resnet
 from ghostnets.records import Budget, Plan
 from ghostnets.upgrading import transfer, walk
 from ghostnets.upgrading.convert import convert
+from ghostnets.upgrading.layout import ghost_at
 from ghostnets.upgrading.norms import refresh_norms_
 from ghostnets.upgrading.plan import plan
 from ghostnets.upgrading.sites import find_sites
-from ghostnets.upgrading.transfer import ghost_module
 from ghostnets.upgrading.walk import Walk
 
 Settle = Callable[[nn.Module], nn.Module]
@@ -284,7 +284,7 @@ def test_norms_of_the_converted_network_have_the_statistics_of_their_input(settl
     images = torch.randn(200, 3, 16, 16)
     refresh_norms_(model, lambda: [images])
     student = convert(model, plan(model, images, Budget(ratio=2)), images, rows=40_000).model
-    ghost = ghost_module(student, "layer2.0.conv2")
+    ghost = ghost_at(student, "layer2.0.conv2")
     assert isinstance(ghost, GhostModule)
     for name in ("layer1.0.conv1", "layer2.0.conv2", "layer3.0.conv1"):
         inside = f"{name}.0" if isinstance(student.get_submodule(name), nn.Sequential) else name

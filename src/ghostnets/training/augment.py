@@ -66,3 +66,15 @@ def random_crop_flip(pixels: Tensor, *, padding: int, flip: bool, generator: tor
     columns = left + torch.where(mirrored, torch.arange(width).flip(0), torch.arange(width))
     index = (rows[:, :, None] * (width + 2 * padding) + columns[:, None, :]).view(count, 1, -1).expand(-1, channels, -1)
     return F.pad(pixels, (padding,) * 4).flatten(2).gather(2, index).view_as(pixels)
+
+
+def blend(images: Tensor, share: float, *, generator: torch.Generator) -> Tensor:
+    """The first ``share`` of the images (N, C, H, W) with up to half of another one mixed in, the rest as they are.
+
+    What they show has no label any more: it is for a student that asks its teacher (mixup, Zhang et al.,
+    arXiv:1710.09412; without labels, Beyer et al., arXiv:2106.05237).
+    """
+    count = round(share * len(images))
+    partners = torch.randperm(len(images), generator=generator)[:count]
+    weight = torch.rand(count, 1, 1, 1, generator=generator) / 2
+    return torch.cat([images[:count].lerp(images[partners], weight), images[count:]])

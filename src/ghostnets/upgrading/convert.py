@@ -18,6 +18,7 @@ from ghostnets.measure.channels import Channels
 from ghostnets.measure.trace import Trace
 from ghostnets.records import Decision, Pairing, Plan
 from ghostnets.upgrading.calibration import Chunks, Progress, as_chunks, first_image, quiet
+from ghostnets.upgrading.layout import gather_at
 from ghostnets.upgrading.sites import Anatomy, find_sites
 from ghostnets.upgrading.transfer import transfer_
 
@@ -51,9 +52,10 @@ def convert(
     _check(plan, anatomy)
     original = reordered(model, plan, anatomy)
     student = restructure(original, edits(anatomy, plan.decisions))
-    for decision in plan.decisions:
-        if decision.order == "gather":
-            gather_of(student, anatomy, decision.name).set_(torch.argsort(torch.tensor(decision.channels)))
+    for decision, site in zip(plan.decisions, anatomy.sites, strict=True):
+        gather = gather_at(student, site.name, site.norm)
+        if gather is not None:
+            gather.set_(torch.argsort(torch.tensor(decision.channels)))
     pairings = transfer_(student, original, anatomy, plan, chunks, rows=rows, progress=progress)
     _take_modes_(student, model)
     return Converted(student, pairings)
@@ -87,15 +89,6 @@ def _check(plan: Plan, anatomy: Anatomy) -> None:
     for decision, site in zip(plan.decisions, anatomy.sites, strict=True):
         if decision.decision == "ghost" and sorted(decision.channels) != list(range(site.out_channels)):
             raise UserError(f"the plan's channels for {site.name} are not an order of its {site.out_channels} channels")
-
-
-def gather_of(model: nn.Module, anatomy: Anatomy, name: str) -> ChannelGather:
-    """The gather behind a converted site. Its norm's place holds it, or the pair that took the convolution's."""
-    site = next(site for site in anatomy.sites if site.name == name)
-    module = model.get_submodule(site.norm) if site.norm else model.get_submodule(name)
-    module = module[1] if isinstance(module, nn.Sequential) else module
-    assert isinstance(module, ChannelGather)
-    return module
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -50,6 +50,14 @@ class FlatWeights:
         loss.backward()
         return torch.cat([slopes.float() for slopes in self.slopes]) * self.learns
 
+    def matrices(self, value: Tensor) -> list[Tensor]:
+        """(filters, numbers of one): where the ordinary convolutions lie in ``value``, which has the weights' form."""
+        split = zip(_split(value, self.trained), _split(self.learns, self.trained), strict=True)
+        return [
+            part.flatten(1) for part, learns in split
+            if part.dim() == 4 and min(part.shape[:2]) > 1 and bool(learns.all())
+        ]  # fmt: skip
+
     def written(self, value: Tensor) -> nn.Module:
         """A copy of the network with these weights."""
         result = copy.deepcopy(self.model)

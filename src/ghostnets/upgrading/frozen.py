@@ -23,6 +23,7 @@ from ghostnets.blocks.conv import merged, set_merged_
 from ghostnets.blocks.ghost import ChannelGather, GhostModule
 from ghostnets.blocks.replace import replace_
 from ghostnets.measure.trace import Trace
+from ghostnets.upgrading.layout import gather_at
 
 DENSE_LIMIT = 64  # intrinsic maps up to which a dense convolution beats depthwise and concat
 
@@ -122,7 +123,7 @@ def frozen_view(model: nn.Module, norms: Mapping[str, str], dtype: torch.dtype) 
     for name in _ghosts(model, norms):
         module = view.get_submodule(name)
         assert isinstance(module, GhostModule)
-        gather = _gather_behind(view, name, norms)
+        gather = gather_at(view, name, norms.get(name)) or gather_at(view, name.rpartition(".")[0], None)
         if gather is not None:
             replace_(view, gather, nn.Identity())  # first, for a large module keeps it inside
         replace_(view, module, FrozenGhost(module, gather).to(dtype))
@@ -176,17 +177,6 @@ def _ghosts(model: nn.Module, norms: Mapping[str, str]) -> tuple[str, ...]:
         if isinstance(module, GhostModule) and module.cheap_operation is not None
         and not any(conv.startswith(f"{name}.") for conv in norms)
     )  # fmt: skip
-
-
-def _gather_behind(model: nn.Module, name: str, norms: Mapping[str, str]) -> ChannelGather | None:
-    """It stands in the norm's place; where there was no norm, it is the second of a pair in the convolution's."""
-    parent, _, child = name.rpartition(".")
-    pair = model.get_submodule(parent)
-    if name in norms:
-        behind = model.get_submodule(norms[name])
-    else:
-        behind = pair[1] if isinstance(pair, nn.Sequential) and child == "0" and len(pair) == 2 else None
-    return behind if isinstance(behind, ChannelGather) else None
 
 
 def _convs(model: nn.Module, norms: Mapping[str, str]) -> Iterator[tuple[str, str | None]]:

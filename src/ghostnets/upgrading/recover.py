@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from ghostnets.errors import UserError
 from ghostnets.measure.accuracy import top1
 from ghostnets.records import Plan, write_bytes
-from ghostnets.training.augment import batches, generator, random_crop_flip
+from ghostnets.training.augment import batches, blend, generator, random_crop_flip
 from ghostnets.training.data import Dataset, Images, normalise
 from ghostnets.upgrading.calibration import Progress, calibration, quiet
 from ghostnets.upgrading.convert import reordered
+from ghostnets.upgrading.descent import Descent
 from ghostnets.upgrading.flat import FlatWeights
 from ghostnets.upgrading.frozen import fast_dtype, frozen_view, norm_behind
 from ghostnets.upgrading.lesson import Lesson
@@ -47,8 +48,10 @@ class Recipe:
     it was trained on the original is sure of everything, and its softmax says nothing any more."""
     labels: float
     """Weight of the cross-entropy with the true labels; 0 needs none."""
+    blended: float
+    """Share of every batch that is mixed with other images: on those the original is not sure of itself."""
     learning_rate: float
-    """Peak of Adam's; the schedule is a linear warm-up and a cosine to zero."""
+    """Peak; the schedule is a linear warm-up and a cosine to zero."""
     warmup: int
     """Steps."""
     averaging: float
@@ -59,8 +62,12 @@ class Recipe:
 
 # Chosen on held-out training images, ResNet-56 on CIFAR-10; benchmarks/upgrade_cifar.py measures what they reach.
 RECIPES: Mapping[Mode, Recipe] = {
-    "blocks": Recipe(blocks=1.0, output=0.0, labels=0.0, learning_rate=2e-3, warmup=50, averaging=0.99, minutes=2),
-    "distil": Recipe(blocks=1.0, output=0.0, labels=0.0, learning_rate=2e-3, warmup=50, averaging=0.998, minutes=20),
+    "blocks": Recipe(
+        blocks=1.0, output=0.0, labels=0.0, blended=0.0, learning_rate=1e-3, warmup=50, averaging=0.99, minutes=2
+    ),
+    "distil": Recipe(
+        blocks=1.0, output=0.0, labels=0.0, blended=0.5, learning_rate=1e-3, warmup=50, averaging=0.998, minutes=20
+    ),
 }
 
 TIMED_STEPS = (5, 25)  # the steps whose speed turns minutes into a number of steps; inside every warm-up
@@ -110,6 +117,8 @@ def recover(
         raise UserError(f"{len(images)} training images are too few to recover with")
     batch_size = min(batch_size, len(images))
     recipe = recipe or RECIPES[mode]
+    if recipe.labels and recipe.blended:
+        raise UserError("this recipe learns from labels (labels > 0), and blended images have none: set blended to 0")
     if images.labels is None:
         if recipe.labels:
             raise UserError("these images have no labels, which this recipe learns from")
@@ -123,7 +132,7 @@ def recover(
     lesson = Lesson(
         anatomy.trace, teacher, first.to(dtype), blocks=recipe.blocks, output=recipe.output, labels=recipe.labels
     )
-    state = _State(weights, recipe, folder and folder / f"{mode}.ckpt")
+    state = _State(weights, folder and folder / f"{mode}.ckpt")
     steps_per_epoch = max(1, len(images) // batch_size)
     if epochs is not None:
         state.total = max(1, round(epochs * steps_per_epoch))
@@ -135,7 +144,8 @@ def recover(
             break
         place = generator(seed, 1, epoch, step)
         pixels = random_crop_flip(drawn, padding=dataset.augment.padding, flip=dataset.augment.flip, generator=place)
-        x = normalise(pixels, dataset.mean, dataset.std).contiguous(memory_format=torch.channels_last)
+        x = blend(normalise(pixels, dataset.mean, dataset.std), recipe.blended, generator=place)
+        x = x.contiguous(memory_format=torch.channels_last)
         loss = lesson.loss(weights.view, x.to(dtype), labels, state.step)
         if not math.isfinite(float(loss.detach())):
             raise UserError(f"{mode}: the loss is {float(loss.detach())} at step {state.step}: lower the learning rate")
@@ -167,12 +177,11 @@ def _endless(
 class _State:
     """What a run has come to: weights, their average, the optimiser's moments, step and time; kept in one file."""
 
-    def __init__(self, weights: FlatWeights, recipe: Recipe, path: Path | None) -> None:
+    def __init__(self, weights: FlatWeights, path: Path | None) -> None:
         self.weights = weights
         self.path = path
         self.average = weights.value.clone()
-        self.trained = nn.Parameter(weights.value)  # the same memory
-        self.optimizer = torch.optim.Adam([self.trained], lr=recipe.learning_rate, betas=(0.9, 0.99))
+        self.descent = Descent(weights)
         self.step = 0
         self.total: int | None = None
         self.seconds = 0.0
@@ -188,10 +197,7 @@ class _State:
         warm = min(1.0, (self.step + 1) / recipe.warmup)
         cooled = 0.5 * (1 + math.cos(math.pi * self.step / self.total)) if self.total else 1.0
         self.rate = recipe.learning_rate * warm * cooled
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate
-        self.trained.grad = self.weights.gradient(loss)
-        self.optimizer.step()
+        self.descent.step_(self.weights.gradient(loss), self.rate)
         self.weights.publish_()
         self.step += 1
         decay = min(recipe.averaging, self.step / (self.step + 10))  # early on, the average forgets the start fast
@@ -213,7 +219,7 @@ class _State:
 
     def _save(self, path: Path) -> None:
         state = {
-            "value": self.weights.value, "average": self.average, "optimizer": self.optimizer.state_dict(),
+            "value": self.weights.value, "average": self.average, "descent": self.descent.state_dict(),
             "step": self.step, "total": self.total, "seconds": self.seconds,
         }  # fmt: skip
         buffer = io.BytesIO()
@@ -225,7 +231,7 @@ class _State:
         self.weights.value.copy_(state["value"])
         self.weights.publish_()
         self.average = state["average"]
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.descent.load_state_dict(state["descent"])
         self.step, self.total, self.seconds = state["step"], state["total"], state["seconds"]
 
 

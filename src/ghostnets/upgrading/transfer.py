@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from ghostnets.blocks.conv import merged, set_merged_
-from ghostnets.blocks.ghost import ChannelGather, GhostModule
 from ghostnets.measure.trace import Trace
 from ghostnets.records import Decision, Pairing, Plan, Site
 from ghostnets.upgrading.calibration import Chunks, Progress
@@ -31,6 +30,7 @@ from ghostnets.upgrading.fit import (
     values_at,
 )  # fmt: skip
 from ghostnets.upgrading.joint import LARGEST, fit_jointly, wide_window
+from ghostnets.upgrading.layout import gather_at, ghost_at
 from ghostnets.upgrading.order import intrinsic_count, source_places
 from ghostnets.upgrading.sites import Anatomy, Place
 from ghostnets.upgrading.walk import Walk
@@ -200,10 +200,11 @@ def _fill_ghost_(walk: Walk, site: Site, place: Place, decision: Decision, rows:
     original, student = walk.networks
     ratio, kernel = decision.ratio, decision.kernel
     start = original.get_submodule(site.name)
-    module = ghost_module(student, site.name)
+    module = ghost_at(student, site.name)
     assert isinstance(start, nn.Conv2d)
     norm = original.get_submodule(site.norm) if site.norm else None
-    order = _places(student, site)
+    gather = gather_at(student, site.name, site.norm)
+    order = torch.arange(site.out_channels) if gather is None else gather.inverse  # of the original's channels
     intrinsic = intrinsic_count(site.out_channels, ratio)
     sources = torch.from_numpy(source_places(site.out_channels, ratio))
     wide = None if site.relu else wide_window(window_of(start), kernel)
@@ -251,21 +252,6 @@ def _by_chunk(values: Tensor, drawn: list[Tensor]) -> list[Tensor]:
     """(S, n) rows back into (N, P, n) for every chunk."""
     parts = values.split([positions.numel() for positions in drawn])
     return [part.view(*positions.shape, -1) for part, positions in zip(parts, drawn, strict=True)]
-
-
-def _places(student: nn.Module, site: Site) -> Tensor:
-    """The reordered original's channel at each place of the module: another only where a gather restores the order."""
-    behind = student.get_submodule(site.norm) if site.norm else student.get_submodule(site.name)
-    behind = behind[1] if isinstance(behind, nn.Sequential) else behind
-    return behind.inverse if isinstance(behind, ChannelGather) else torch.arange(site.out_channels)
-
-
-def ghost_module(model: nn.Module, name: str) -> GhostModule:
-    """The Ghost module at a site, looked up through the gather that may stand behind it."""
-    module = model.get_submodule(name)
-    module = module[0] if isinstance(module, nn.Sequential) else module
-    assert isinstance(module, GhostModule)
-    return module
 
 
 def _pad(rows: Tensor, total: int) -> Tensor:
