@@ -34,7 +34,8 @@ BELOW: dict[str, set[str]] = {
 MAY_IMPORT = BELOW | {
     "pretrained": {*BELOW},  # save_pretrained, from_pretrained
     "pipeline": {*BELOW, "pretrained"},  # the whole upgrade as one function
-    "cli": {*BELOW, "pretrained", "pipeline", "__init__"},
+    "prediction": {*BELOW, "pretrained"},  # image files in, classes out
+    "cli": {*BELOW, "pretrained", "pipeline", "prediction", "__init__"},
     "__init__": {"records", "blocks", "models", "upgrading", "pipeline", "pretrained"},  # the public names
 }
 

@@ -104,11 +104,17 @@ def from_pretrained(directory: str | Path, *, base: nn.Module | None = None, tru
     ``trust_code`` allows it to run the Python file in the folder for that.
     """
     directory = Path(directory)
-    config = from_json(Config, _current(read_json(directory / CONFIG), directory / CONFIG))
+    config = read_config(directory)
     original = base if base is not None else _rebuild(config, directory, trust_code=trust_code)
     model = restructured(original, config.edits)
     fill(model, read_weights(directory / WEIGHTS_FILE), str(directory / WEIGHTS_FILE))
     return model.eval()
+
+
+def read_config(directory: str | Path) -> Config:
+    """What ``config.json`` in ``directory`` says."""
+    path = Path(directory) / CONFIG
+    return from_json(Config, _current(read_json(path), path))
 
 
 def write_weights(path: Path, model: nn.Module) -> None:

@@ -64,8 +64,15 @@ def test_a_layer_counts_every_call_for_one_image_however_the_batch_is_arranged(b
     costs = layer_costs(Tiles(), example)
     assert [(c.name, c.params, c.macs) for c in costs] == [
         ("conv", 112, 64 * 4 * 27),
+        ("norm", 8, 0),
         ("again", 20, 2 * 64 * 4 * 4),
         ("last", 16, 2 * 16),
+    ]
+    assert [(c.kind, c.shape, c.activation_bytes) for c in costs] == [
+        ("Conv2d", (4, 4, 4), 4 * 4 * 64),  # four tiles of 4×4, four maps, four bytes
+        ("BatchNorm2d", (4, 4, 4), 4 * 4 * 64),
+        ("Conv2d", (4, 4, 4), 2 * 4 * 4 * 64),
+        ("Linear", (2, 2), 4 * 4),
     ]
     assert total_macs(Tiles(), example) == counted(Tiles(), example) == sum(c.macs for c in costs)
     assert total_params(Tiles()) == 112 + 20 + 20 + 16 + 8  # the norm's and the unused layer's too, buffers not

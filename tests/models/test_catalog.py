@@ -15,6 +15,7 @@ from torch import nn
 import ghostnets
 from ghostnets.errors import UserError
 from ghostnets.models.catalog import BUILDERS, create_model, list_models
+from ghostnets.models.published import PUBLISHED as REMOTE
 from ghostnets.models.resnet import CifarResNet
 from ghostnets.models.weights import WEIGHTS
 from ghostnets.training.data import load_dataset
@@ -28,7 +29,8 @@ PUBLISHED = {"resnet20": 0.27, "resnet32": 0.46, "resnet44": 0.66, "resnet56": 0
 def test_every_network_keeps_the_contract(name: str) -> None:
     model = create_model(name, num_classes=7, in_chans=2)
     assert model.training
-    logits = model(torch.randn(2, 2, 16, 16))
+    side = 32 if "vgg" in name else 16  # five times halved
+    logits = model(torch.randn(2, 2, side, side))
     assert logits.shape == (2, 7)
     logits.sum().backward()
     assert all(p.grad is not None for p in model.parameters())
@@ -114,8 +116,8 @@ def test_a_checkpoint_fills_the_network(tmp_path: Path) -> None:
         ("resnet20.digit", {}, "did you mean resnet20.digits"),
         ("resnet20.digits.v2", {}, "did you mean resnet20.digits"),
         ("", {}, "no network ''"),
-        ("transformer", {}, "choose one of resnet20, "),
-        ("resnet56", {"pretrained": True}, "resnet56 does not come trained; these do: resnet20.digits"),
+        ("transformer", {}, "ghostnets list names all "),
+        ("resnet56", {"pretrained": True}, "resnet56 does not come trained; these do: ghostnet_100.in1k, "),
         ("resnet20", {"ratio": 2}, "resnet20 has no option 'ratio': it takes num_classes, in_chans"),
         ("ghost_resnet20", {"depth": 20}, "no option 'depth'"),
         ("resnet20", {"num_classes": 0}, "num_classes 0 of resnet20"),
@@ -132,11 +134,12 @@ def test_what_cannot_be_is_refused_in_words(name: str, keywords: dict[str, Any],
 
 
 def test_lists_follow_the_pattern_and_the_number() -> None:
-    assert list_models("resnet*") == ["resnet20", "resnet32", "resnet44", "resnet56", "resnet110"]
+    depths = [name.removeprefix("resnet") for name in list_models("resnet*")]
+    assert depths == ["18", "20", "32", "34", "44", "50", "56", "101", "110"]
     assert set(list_models()) == set(BUILDERS)
     for pattern in ("ghost_*", "*56", "*resnet?0", "resnet[24]*", "nothing"):
         assert set(list_models(pattern)) == {name for name in BUILDERS if fnmatch(name, pattern)}
-    assert list_models(pretrained=True) == sorted(WEIGHTS)
+    assert list_models(pretrained=True) == sorted({*WEIGHTS, *REMOTE})
     assert list_models("*.digits", pretrained=True) == ["resnet20.digits"]
 
 

@@ -35,6 +35,26 @@ def plain_conv(
     return ConvTriple(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True) if relu else nn.Identity())
 
 
+def biased_conv(
+    in_channels: int, out_channels: int, *, kernel_size: int, stride: int = 1, relu: bool = True
+) -> ConvTriple:
+    """The same with a bias, which the norm behind it makes idle: some published networks have it."""
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2)
+    return plain_conv(in_channels, out_channels, kernel_size=kernel_size, stride=stride, relu=relu)._replace(conv=conv)
+
+
+def grouped_conv(groups: int) -> ConvFactory:
+    """A factory of convolutions in so many groups."""
+
+    def build(
+        in_channels: int, out_channels: int, *, kernel_size: int, stride: int = 1, relu: bool = True
+    ) -> ConvTriple:
+        conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, groups=groups, bias=False)
+        return plain_conv(in_channels, out_channels, kernel_size=1, relu=relu)._replace(conv=conv)
+
+    return build
+
+
 def merged(conv: nn.Conv2d, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
     """Weight and bias of the one convolution that does what ``conv`` and then ``norm`` (in eval mode) do.
 

@@ -10,6 +10,9 @@ import traceback
 from cyclopts import App, CycloptsError, Parameter
 
 from ghostnets import __version__
+from ghostnets.cli.catalogue import list_
+from ghostnets.cli.info import info
+from ghostnets.cli.predict import predict
 from ghostnets.cli.report import report
 from ghostnets.cli.upgrade import upgrade
 from ghostnets.errors import GhostnetsError, UserError
@@ -30,6 +33,9 @@ app = App(
 )
 app.command(upgrade)
 app.command(report)
+app.command(list_, name="list")
+app.command(info)
+app.command(predict)
 
 
 def main() -> None:

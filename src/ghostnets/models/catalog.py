@@ -7,18 +7,55 @@ import difflib
 import fnmatch
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 from torch import nn
 
 from ghostnets.errors import UserError
-from ghostnets.models import resnet
+from ghostnets.models import ghostnet, regnet, resnet, vgg
+from ghostnets.models.backbone import Backbone, FeatureNet
+from ghostnets.models.published import PUBLISHED, Published
 from ghostnets.models.weights import WEIGHTS, Weights, fill, load_weights, read_weights
 
-BUILDERS: Mapping[str, Callable[..., nn.Module]] = {**resnet.BUILDERS}
+BUILDERS: Mapping[str, Callable[..., Backbone]] = {
+    **ghostnet.BUILDERS,
+    **regnet.BUILDERS,
+    **resnet.BUILDERS,
+    **vgg.BUILDERS,
+}
 """Architecture -> what builds it from ``num_classes``, ``in_chans`` and its own keywords."""
+
+TRAINED: Mapping[str, Weights | Published] = {**WEIGHTS, **PUBLISHED}
+"""Name with tag -> its weights: those in the package, and those that others have published."""
+
+
+@overload
+def create_model(
+    name: str,
+    pretrained: bool = False,  # noqa: FBT001, FBT002 - timm's signature
+    *,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    checkpoint_path: str | Path | None = None,
+    features_only: Literal[False] = False,
+    **kwargs: Any,
+) -> Backbone: ...
+
+
+@overload
+def create_model(
+    name: str,
+    pretrained: bool = False,  # noqa: FBT001, FBT002 - timm's signature
+    *,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    checkpoint_path: str | Path | None = None,
+    features_only: Literal[True],
+    out_indices: int | Sequence[int] | None = None,
+    **kwargs: Any,
+) -> FeatureNet: ...
 
 
 def create_model(
@@ -28,13 +65,16 @@ def create_model(
     num_classes: int | None = None,
     in_chans: int | None = None,
     checkpoint_path: str | Path | None = None,
+    features_only: bool = False,
+    out_indices: int | Sequence[int] | None = None,
     **kwargs: Any,
-) -> nn.Module:
+) -> Backbone | FeatureNet:
     """The network of that name, ``architecture`` or ``architecture.tag``, in train mode.
 
     A tag brings the classes and channels of its weights, ``pretrained`` the weights themselves; where another
     ``num_classes`` is asked for, the classifier starts anew. ``checkpoint_path`` is any file that ``load_weights``
-    reads. Keywords go to the builder, those that are None left out.
+    reads. With ``features_only`` it ends before the head and gives the last maps of every size, or those of
+    ``out_indices``, the finest first. Keywords go to the builder, those that are None left out.
 
     Raises UserError where a name, a keyword or a file does not fit.
     """
@@ -51,33 +91,52 @@ def create_model(
     if pretrained:
         assert row is not None
         _fill_from(row, model, given)
+    model.pretrained_cfg = _described(name, model, row)
+    if features_only:
+        return FeatureNet(model, out_indices)
+    if out_indices is not None:
+        raise UserError(f"out_indices {out_indices!r} belong to features_only=True, which is not asked for")
     return model
 
 
 def list_models(filter: str = "", pretrained: bool = False) -> list[str]:  # noqa: A002, FBT001, FBT002 - timm's signature
     """The architectures whose names match ``filter`` (``*``, ``?``, ``[…]``), or with ``pretrained`` the trained ones."""
-    names = [name for name in (WEIGHTS if pretrained else BUILDERS) if fnmatch.fnmatchcase(name, filter or "*")]
+    names = [name for name in (TRAINED if pretrained else BUILDERS) if fnmatch.fnmatchcase(name, filter or "*")]
     return sorted(names, key=lambda name: [(part.isdigit(), part.zfill(6)) for part in re.split(r"(\d+)", name)])
 
 
-def _row(name: str, *, pretrained: bool) -> Weights | None:
+def _row(name: str, *, pretrained: bool) -> Weights | Published | None:
     """The weights a name stands for. A name without a tag stands for the first trained ones of its architecture."""
-    if name in WEIGHTS:
-        return WEIGHTS[name]
+    if name in TRAINED:
+        return TRAINED[name]
     if name not in BUILDERS:
-        known = [*BUILDERS, *WEIGHTS]
+        known = [*BUILDERS, *TRAINED]
         close = difflib.get_close_matches(name.lower(), known, n=3)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"choose one of {', '.join(known)}"
+        hint = f"did you mean {' or '.join(close)}?" if close else f"ghostnets list names all {len(BUILDERS)}"
         raise UserError(f"there is no network {name!r}: {hint}")
     if not pretrained:
         return None
-    trained = [row for row in WEIGHTS.values() if row.architecture == name]
+    trained = [row for row in TRAINED.values() if row.architecture == name]
     if not trained:
         raise UserError(f"{name} does not come trained; these do: {', '.join(list_models(pretrained=True))}")
     return trained[0]
 
 
-def _build(architecture: str, given: Mapping[str, Any]) -> nn.Module:
+def _described(name: str, model: Backbone, row: Weights | Published | None) -> dict[str, Any]:
+    """Timm's words for what a network is and, where its name stands for weights, for the images these expect."""
+    first = next(key for key, module in model.named_modules() if isinstance(module, nn.Conv2d))
+    known = {"architecture": name.partition(".")[0], "classifier": model.classifier_name, "first_conv": first}
+    if row is None:
+        return {**known, "num_classes": model.num_classes, "input_size": (3, *model.input_size)}
+    rest = {"mean": row.mean, "std": row.std, "license": row.license, "num_classes": len(row.classes)}
+    size = (row.in_chans, *row.input_size)
+    if isinstance(row, Weights):
+        return {**known, **rest, "input_size": size}
+    published = {"crop_pct": row.crop, "interpolation": row.interpolation, "hf_hub_id": row.repository}
+    return {**known, **rest, **published, "input_size": size, "url": row.origin}
+
+
+def _build(architecture: str, given: Mapping[str, Any]) -> Backbone:
     builder = BUILDERS[architecture]
     known = inspect.signature(builder).parameters  # without the depth, which is bound already
     for key, value in given.items():
@@ -88,7 +147,7 @@ def _build(architecture: str, given: Mapping[str, Any]) -> nn.Module:
     return builder(**given)
 
 
-def _fill_from(row: Weights, model: nn.Module, given: Mapping[str, Any]) -> None:
+def _fill_from(row: Weights | Published, model: nn.Module, given: Mapping[str, Any]) -> None:
     if given["in_chans"] != row.in_chans:
         raise UserError(
             f"{row.file} was trained on {row.in_chans} channels, and in_chans {given['in_chans']} was asked"

@@ -7,7 +7,7 @@ import hashlib
 import pickle
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,21 @@ WRAPPERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.")
 """What DataParallel, AveragedModel and torch.compile put before every name."""
 
-BOOKKEEPING = ("num_batches_tracked", "n_averaged")
-"""Counters that no output depends on: files of old PyTorch versions lack the first, averaged ones have the second."""
+BOOKKEEPING = ("num_batches_tracked", "n_averaged", "total_ops", "total_params")
+"""Counters that no output depends on: files of old PyTorch versions lack the first, averaged ones have the second, and
+a profiler left the others in published ones (facts C.4)."""
+
+RENAMED: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
+    (r"\.(primary_rpr|cheap_rpr|dw_rpr)_(conv\.\d+|scale)\.bn\.", r".\1_\2.bn1."),  # the authors' GhostNetV3
+    (r"^s(\d)\.b(\d+)\.", lambda found: f"layer{found[1]}.{int(found[2]) - 1}."),  # timm's RegNets, and below
+    (r"^stem\.(conv|bn)\.", r"\g<1>1."),
+    (r"\.conv(\d)\.conv\.", r".conv\1."),
+    (r"\.conv(\d)\.bn\.", r".bn\1."),
+    (r"\.downsample\.conv\.", ".downsample.0."),
+    (r"\.downsample\.bn\.", ".downsample.1."),
+    (r"^head\.fc\.", "fc."),
+)
+"""Pattern and replacement: what others call a parameter that the network here has under its published name."""
 
 LISTED = 5
 """Names of a kind in one message; the rest is counted."""
@@ -45,6 +58,8 @@ class Weights:
     license: str
     data: str
     in_chans: int
+    input_size: tuple[int, int]
+    """(H, W)"""
     mean: tuple[float, ...]
     std: tuple[float, ...]
     classes: tuple[str, ...]
@@ -72,6 +87,7 @@ WEIGHTS: Mapping[str, Weights] = {
         license="Apache-2.0",
         data="digits",
         in_chans=1,
+        input_size=(32, 32),
         mean=(0.3047,),
         std=(0.3231,),
         classes=tuple("0123456789"),
@@ -114,6 +130,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     """Copy ``tensors`` into ``model``, in its own dtype, if they are exactly its weights; ``source`` names them."""
     wanted = model.state_dict()
+    tensors = {_own_name(name, wanted): tensor for name, tensor in tensors.items()}
     missing = [name for name in wanted if name not in tensors and not _is_bookkeeping(name)]
     unexpected = [name for name in tensors if name not in wanted and not _is_bookkeeping(name)]
     shared = {name: tensor for name, tensor in tensors.items() if name in wanted}
@@ -132,6 +149,14 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
         if not torch.isfinite(tensor).all():
             raise UserError(f"{source}: {name} holds NaN or infinite values")
     model.load_state_dict({**wanted, **cast})
+
+
+def _own_name(name: str, wanted: Collection[str]) -> str:
+    """What the network calls this parameter; the name itself where it is not known by another."""
+    own = name
+    for pattern, replacement in RENAMED:
+        own = re.sub(pattern, replacement, own)
+    return own if name not in wanted and own in wanted else name
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decoupled fully connected attention (Tang et al., NeurIPS 2022, arXiv:2211.12905): where to look, along each axis."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ghostnets.blocks.ghost import GhostModule
+
+REACH = 5  # pixels along each axis, at half the resolution (facts J.1)
+
+
+def short_conv(in_channels: int, out_channels: int) -> nn.Sequential:
+    """The attention's own convolutions: across channels, along rows, along columns; each with a norm, none with a ReLU."""
+    across = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+    row = nn.Conv2d(out_channels, out_channels, (1, REACH), padding=(0, REACH // 2), groups=out_channels, bias=False)
+    column = nn.Conv2d(out_channels, out_channels, (REACH, 1), padding=(REACH // 2, 0), groups=out_channels, bias=False)
+    layers = [layer for conv in (across, row, column) for layer in (conv, nn.BatchNorm2d(out_channels))]
+    return nn.Sequential(*layers)
+
+
+def attend(short: nn.Module, x: Tensor, made: Tensor) -> Tensor:
+    """``made`` (N, out, H, W), weighed at every place by what ``short`` sees of ``x`` (N, in, H, W) at half its size."""
+    gate = short(F.avg_pool2d(x, [min(2, side) for side in x.shape[-2:]])).sigmoid()  # one pixel cannot be halved
+    return made * F.interpolate(gate, size=made.shape[-2:], mode="nearest")
+
+
+class AttentiveGhostModule(GhostModule):
+    """GhostNetV2's first Ghost module of a bottleneck, of kernel 1: (N, in_channels, H, W) to (N, out_channels, H, W)."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels)
+        self.short_conv = short_conv(in_channels, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return attend(self.short_conv, x, super().forward(x))

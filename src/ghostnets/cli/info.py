@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``ghostnets info``: what a network costs, layer by layer."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from ghostnets.errors import UserError
+
+if TYPE_CHECKING:  # PyTorch takes seconds, and --help needs none
+    from ghostnets.measure.cost import LayerCost
+
+
+WIDE = 200  # columns
+
+
+def info(
+    name: str,
+    /,
+    *,
+    input_size: str | None = None,
+    num_classes: int | None = None,
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
+) -> None:
+    """Shape, parameters, multiply-adds and activation bytes of every layer of a network, and their sums.
+
+    Counted on the network itself, for one image, norms' parameters included; a multiply-add counts once.
+
+    Example: ghostnets info ghostnet_100 --input-size 224,224
+
+    Args:
+        name: of the catalogue, or file.py:factory (the file is run)
+        input_size: height,width of the image (default: that of the data the network is for)
+        num_classes: instead of the network's own
+        as_json: the figures as JSON, and nothing else
+    """
+    import torch
+
+    from ghostnets.measure.cost import layer_costs, total_params
+    from ghostnets.pretrained import build
+
+    model = build(name, num_classes=num_classes).eval()
+    channels = next((m.in_channels for m in model.modules() if isinstance(m, torch.nn.Conv2d)), 3)
+    size = _size(input_size) or getattr(model, "input_size", (224, 224))
+    try:
+        layers = layer_costs(model, torch.zeros(1, channels, *size))
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{name} does not run on images of {size[0]}×{size[1]} pixels: give --input-size") from error
+    total = {"params": total_params(model), "macs": sum(layer.macs for layer in layers)}
+    if as_json:
+        print(json.dumps({"total": total, "layers": [asdict(layer) for layer in layers]}, indent=1))
+        return
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else WIDE  # a file or a pipe has no width of its own
+    print(_table(name, size, layers, total, Console(highlight=False, width=width)))
+
+
+def _table(
+    name: str, size: tuple[int, int], layers: tuple[LayerCost, ...], total: dict[str, int], console: object
+) -> str:
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    assert isinstance(console, Console)
+    table = Table("layer", "kind", box=SIMPLE, pad_edge=False, show_footer=True)
+    table.columns[0].footer = "total"
+    columns = (
+        ("output", ""), ("parameters", f"{total['params']:,}"), ("MACs", f"{total['macs']:,}"),
+        ("share of MACs", ""), ("activation bytes", f"{sum(layer.activation_bytes for layer in layers):,}"),
+    )  # fmt: skip
+    for title, foot in columns:
+        table.add_column(title, foot, justify="right", no_wrap=True)
+    for layer in layers:
+        table.add_row(
+            layer.name, layer.kind, "×".join(map(str, layer.shape)), f"{layer.params:,}",
+            f"{layer.macs:,}" if layer.macs else "", f"{100 * layer.macs / max(total['macs'], 1):.1f} %" if layer.macs else "",
+            f"{layer.activation_bytes:,}",
+        )  # fmt: skip
+    with console.capture() as captured:
+        console.print(f"{name}, one image of {size[0]}×{size[1]} pixels, float32", table, sep="\n")
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    parts = text.split(",")
+    if len(parts) != 2 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise UserError(f"--input-size {text!r} is not understood: write height,width, such as 224,224")
+    return int(parts[0]), int(parts[1])
