@@ -60,7 +60,7 @@ $(VENV)/.core: $(VENV)/.made $(SOURCES)
 
 # torchvision and timm without their dependencies: torch is already there, and nothing else of theirs is used.
 $(VENV)/.test: $(VENV)/.core
-	$(PIP) --editable '.[test,onnx]'
+	$(PIP) --editable '.[test,onnx,hub]'
 	$(PIP) --no-deps torchvision timm
 	touch $@
 
