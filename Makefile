@@ -59,7 +59,7 @@ $(VENV)/.core: $(VENV)/.made $(SOURCES)
 	touch $@
 
 # torchvision and timm without their dependencies: torch is already there, and nothing else of theirs is used.
-$(VENV)/.test: $(VENV)/.core
+$(VENV)/.test: $(VENV)/.core Makefile
 	$(PIP) --editable '.[test,onnx,hub]'
 	$(PIP) --no-deps torchvision timm
 	touch $@
