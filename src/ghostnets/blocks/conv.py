@@ -31,16 +31,16 @@ def plain_conv(
     in_channels: int, out_channels: int, *, kernel_size: int, stride: int = 1, relu: bool = True
 ) -> ConvTriple:
     """Convolution without bias and "same" padding at stride 1, batch norm, ReLU where asked."""
-    conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False)
-    return ConvTriple(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True) if relu else nn.Identity())
+    return _with_norm(
+        nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False), relu=relu
+    )
 
 
 def biased_conv(
     in_channels: int, out_channels: int, *, kernel_size: int, stride: int = 1, relu: bool = True
 ) -> ConvTriple:
     """The same with a bias, which the norm behind it makes idle: some published networks have it."""
-    conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2)
-    return plain_conv(in_channels, out_channels, kernel_size=kernel_size, stride=stride, relu=relu)._replace(conv=conv)
+    return _with_norm(nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2), relu=relu)
 
 
 def grouped_conv(groups: int) -> ConvFactory:
@@ -50,9 +50,13 @@ def grouped_conv(groups: int) -> ConvFactory:
         in_channels: int, out_channels: int, *, kernel_size: int, stride: int = 1, relu: bool = True
     ) -> ConvTriple:
         conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, groups=groups, bias=False)
-        return plain_conv(in_channels, out_channels, kernel_size=1, relu=relu)._replace(conv=conv)
+        return _with_norm(conv, relu=relu)
 
     return build
+
+
+def _with_norm(conv: nn.Conv2d, *, relu: bool) -> ConvTriple:
+    return ConvTriple(conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU(inplace=True) if relu else nn.Identity())
 
 
 def merged(conv: nn.Conv2d, norm: nn.Module | None) -> tuple[Tensor, Tensor]:

@@ -69,6 +69,10 @@ class Backbone(nn.Module):
     """What it is, and what its weights expect, in timm's words; ``create_model`` says it."""
     grad_checkpointing: bool = False
 
+    def __init__(self, *, num_classes: int, drop_rate: float, global_pool: str) -> None:
+        super().__init__()
+        self.num_classes, self.drop_rate, self.global_pool = num_classes, drop_rate, checked_pool(global_pool)
+
     def steps(self) -> Iterator[tuple[str, nn.Module]]:
         """Name and module of everything before the head, in order."""
         raise NotImplementedError
@@ -202,6 +206,13 @@ def taken(indices: int | Sequence[int] | None, count: int) -> list[int]:
 def classifier(features: int, classes: int) -> nn.Module:
     """A linear layer, or for 0 classes nothing."""
     return nn.Linear(features, classes) if classes > 0 else nn.Identity()
+
+
+def init_convolutions_(model: nn.Module) -> None:
+    """Draw every convolution's weights by He et al. (arXiv:1502.01852), so that gradients keep their size."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 def checked_pool(name: str) -> str:

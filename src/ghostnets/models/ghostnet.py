@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ghostnets.blocks.bottleneck import ghost_bottleneck, make_divisible
 from ghostnets.blocks.branches import BranchedGhostBottleneck
 from ghostnets.errors import UserError
-from ghostnets.models.backbone import Backbone, Feature, FeatureInfo, checked_pool, classifier
+from ghostnets.models.backbone import Backbone, Feature, FeatureInfo, classifier
 
 
 @dataclass(frozen=True)
@@ -103,10 +103,9 @@ class GhostNet(Backbone):
         drop_rate: float = 0.2,
         global_pool: str = "avg",
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes=num_classes, drop_rate=drop_rate, global_pool=global_pool)
         if not width > 0:
             raise UserError(f"width {width} of a GhostNet must be above 0")
-        self.num_classes, self.drop_rate, self.global_pool = num_classes, drop_rate, checked_pool(global_pool)
         channels = make_divisible(STEM * width)
         self.conv_stem = nn.Conv2d(in_chans, channels, 3, 2, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)

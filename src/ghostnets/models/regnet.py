@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from torch import Tensor, nn
+from torch import nn
 
 from ghostnets.blocks.conv import grouped_conv, plain_conv
 from ghostnets.blocks.residual import Bottleneck, projection
 from ghostnets.blocks.stage import CODE, BlockFactory, GhostStage, StageForm
-from ghostnets.models.backbone import Backbone, Feature, FeatureInfo, checked_pool, classifier
+from ghostnets.models.backbone import Backbone, Feature, FeatureInfo, classifier, init_convolutions_
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,7 @@ class RegNet(Backbone):
         drop_rate: float = 0.2,
         global_pool: str = "avg",
     ) -> None:
-        super().__init__()
-        self.num_classes, self.drop_rate, self.global_pool = num_classes, drop_rate, checked_pool(global_pool)
+        super().__init__(num_classes=num_classes, drop_rate=drop_rate, global_pool=global_pool)
         self.conv1, self.bn1, self.act1 = plain_conv(in_chans, STEM, kernel_size=3, stride=2)
         channels, features = STEM, [Feature(STEM, 2, "act1")]
         for index, (depth, width) in enumerate(zip(row.depths, row.widths, strict=True)):
@@ -96,17 +95,12 @@ class RegNet(Backbone):
         self.feature_info = FeatureInfo(features)
         self.num_features = self.head_hidden_size = channels
         self.fc = classifier(channels, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        init_convolutions_(self)
 
     def steps(self) -> Iterator[tuple[str, nn.Module]]:
         yield from (("conv1", self.conv1), ("bn1", self.bn1), ("act1", self.act1))
         for index in range(1, 5):
             yield f"layer{index}", self.get_submodule(f"layer{index}")
-
-    def pre_logits(self, x: Tensor) -> Tensor:
-        return self.pooled(x)
 
 
 def block_of(group_width: int) -> BlockFactory:

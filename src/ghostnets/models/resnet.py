@@ -19,7 +19,7 @@ from ghostnets.blocks.conv import ConvFactory, plain_conv
 from ghostnets.blocks.ghost import ghost_conv
 from ghostnets.blocks.residual import BasicBlock, Bottleneck, projection
 from ghostnets.blocks.stage import CODE, BlockFactory, GhostStage, StageForm
-from ghostnets.models.backbone import CIFAR_SIZE, Backbone, Feature, FeatureInfo, checked_pool, classifier
+from ghostnets.models.backbone import CIFAR_SIZE, Backbone, Feature, FeatureInfo, classifier, init_convolutions_
 
 CIFAR_WIDTHS = (16, 32, 64)  # He et al., section 4.2: filters of the three stages
 WIDTHS = (64, 128, 256, 512)  # He et al., Table 1
@@ -61,8 +61,7 @@ class CifarResNet(Backbone):
         conv: ConvFactory = plain_conv,
         stem: ConvFactory = plain_conv,
     ) -> None:
-        super().__init__()
-        self.num_classes, self.drop_rate, self.global_pool = num_classes, drop_rate, checked_pool(global_pool)
+        super().__init__(num_classes=num_classes, drop_rate=drop_rate, global_pool=global_pool)
         self.num_features = self.head_hidden_size = CIFAR_WIDTHS[-1]
         self.conv1, self.bn1, self.act1 = stem(in_chans, CIFAR_WIDTHS[0], kernel_size=3)
         width = CIFAR_WIDTHS[0]
@@ -134,8 +133,7 @@ class ResNet(Backbone):
         conv: ConvFactory = plain_conv,
         ghosts: Ghosts | None = None,
     ) -> None:
-        super().__init__()
-        self.num_classes, self.drop_rate, self.global_pool = num_classes, drop_rate, checked_pool(global_pool)
+        super().__init__(num_classes=num_classes, drop_rate=drop_rate, global_pool=global_pool)
         self.conv1, self.bn1, self.act1 = plain_conv(in_chans, WIDTHS[0], kernel_size=7, stride=2)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         channels, features = WIDTHS[0], [Feature(WIDTHS[0], 2, "act1")]
@@ -157,9 +155,7 @@ class ResNet(Backbone):
         self.feature_info = FeatureInfo(features)
         self.num_features = self.head_hidden_size = channels
         self.fc = classifier(channels, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        init_convolutions_(self)
 
     def steps(self) -> Iterator[tuple[str, nn.Module]]:
         for name in ("conv1", "bn1", "act1", "maxpool", "layer1", "layer2", "layer3", "layer4"):

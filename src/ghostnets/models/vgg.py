@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ghostnets.blocks.conv import ConvFactory, biased_conv
 from ghostnets.blocks.ghost import ghost_conv
-from ghostnets.models.backbone import CIFAR_SIZE, Backbone, Feature, FeatureInfo, checked_pool, classifier
+from ghostnets.models.backbone import CIFAR_SIZE, Backbone, Feature, FeatureInfo, classifier, init_convolutions_
 
 VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))  # arXiv:1409.1556, Table 1, D
 HIDDEN = 512
@@ -36,8 +36,7 @@ class VGG(Backbone):
         drop_rate: float = 0.0,
         global_pool: str = "avg",
     ) -> None:
-        super().__init__()
-        self.num_classes, self.drop_rate, self.global_pool = num_classes, drop_rate, checked_pool(global_pool)
+        super().__init__(num_classes=num_classes, drop_rate=drop_rate, global_pool=global_pool)
         layers: list[nn.Module] = []
         features: list[Feature] = []
         channels = in_chans
@@ -52,9 +51,7 @@ class VGG(Backbone):
         self.num_features, self.head_hidden_size = channels, HIDDEN
         self.hidden = nn.Sequential(nn.Linear(channels, HIDDEN), nn.BatchNorm1d(HIDDEN), nn.ReLU(inplace=True))
         self.classifier = classifier(HIDDEN, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        init_convolutions_(self)
 
     def steps(self) -> Iterator[tuple[str, nn.Module]]:
         for index, layer in enumerate(self.features):
