@@ -97,12 +97,12 @@ def view(x: Tensor, *, stride: int) -> Callable[[], None]:
     weights = FlatWeights(student, norms, dtype)
     narrow = x.to(dtype)
     teacher = frozen_view(original, norms, dtype)
-    lesson = Lesson(recorded, teacher, narrow, blocks=1.0, output=0.0, labels=0.0, stride=stride)
+    lesson = Lesson(recorded, teacher, narrow, blocks=1.0, answers=0.0, stride=stride)
     trained = nn.Parameter(weights.value)
     optimizer = torch.optim.Adam([trained], lr=1e-4)
 
     def step() -> None:
-        trained.grad = weights.gradient(lesson.loss(weights.view, narrow, None, 0))
+        trained.grad = weights.gradient(lesson.loss(weights.view, narrow, torch.zeros(len(x), dtype=torch.long), 0))
         optimizer.step()
         weights.publish_()
 

@@ -23,20 +23,23 @@ BELOW: dict[str, set[str]] = {
     "errors": set(),
     "records": {"errors"},
     "folder": {"errors", "records"},  # the files of one upgrade, and how far it is
+    "progress": set(),  # how far a long step is, for people
+    "download": {"errors", "progress"},  # files fetched once and kept
     "blocks": {"errors"},
-    "models": {"errors", "blocks"},
+    "models": {"errors", "blocks", "download"},
     "measure": {"errors", "records"},
-    "training": {"errors", "records", "measure"},
+    "training": {"errors", "records", "measure", "progress", "download"},
     "upgrading": {"errors", "records", "blocks", "measure", "training"},
     "deploy": {"errors", "records", "blocks", "measure"},
     "report": {"errors", "records"},
 }
 MAY_IMPORT = BELOW | {
-    "pretrained": {*BELOW},  # save_pretrained, from_pretrained
+    "hub": {"errors", "records"},  # folders on the Hugging Face hub
+    "pretrained": {*BELOW, "hub"},  # save_pretrained, from_pretrained
     "pipeline": {*BELOW, "pretrained"},  # the whole upgrade as one function
-    "prediction": {*BELOW, "pretrained"},  # image files in, classes out
+    "prediction": {*BELOW, "hub", "pretrained"},  # image files in, classes out
     "cli": {*BELOW, "pretrained", "pipeline", "prediction", "__init__"},
-    "__init__": {"records", "blocks", "models", "upgrading", "pipeline", "pretrained"},  # the public names
+    "__init__": {"records", "blocks", "models", "upgrading", "pipeline", "pretrained", "hub"},  # the public names
 }
 
 

@@ -17,8 +17,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ghostnets.blocks.branches import fold_branches
 from ghostnets.errors import UserError
 from ghostnets.models.catalog import create_model
+from ghostnets.models.ghostnet import V2
+from ghostnets.models.resnet import CifarResNet
 from ghostnets.pretrained import from_pretrained, load_factory, save_pretrained
 from ghostnets.records import Budget, Plan
 from ghostnets.training.data import Augment, Dataset, Images
@@ -148,6 +151,64 @@ def test_a_base_of_another_kind_is_refused_by_the_layer(saved: Path) -> None:
         UserError, match="CifarResNet is not the network that was upgraded: conv2 is no convolution of it"
     ):
         from_pretrained(saved, base=create_model("resnet20"))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("ghostnet_050", {"width": 0.3, "drop_rate": 0.1}), ("ghost_resnet20", {"ratio": 3}), ("ghostnetv3_050", {}),
+        ("g_ghost_regnetx_002", {"mix": False, "form": "figure"}), ("vgg16", {}),
+    ],
+)  # fmt: skip
+def test_any_network_of_the_catalogue_comes_back(
+    tmp_path: Path, dataset: Dataset, name: str, options: dict[str, Any]
+) -> None:
+    model = create_model(name, num_classes=5, in_chans=1, **options).eval()
+    model.reset_classifier(10)
+    save_pretrained(model, tmp_path, dataset=dataset)
+    again = from_pretrained(tmp_path)
+    x = torch.randn(1, 1, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(again(x), model(x))
+    assert not again.training
+    assert json.loads((tmp_path / "config.json").read_text())["model"] == {
+        "name": name, **({"options": options} if options else {}),
+    }  # fmt: skip
+
+
+def test_folded_branches_come_back_folded(tmp_path: Path, dataset: Dataset) -> None:
+    model = fold_branches(create_model("ghostnetv3_050", num_classes=10, in_chans=1).eval())
+    save_pretrained(model, tmp_path, dataset=dataset)
+    again = from_pretrained(tmp_path)
+    assert again.state_dict().keys() == model.state_dict().keys()
+    with torch.no_grad():
+        assert torch.equal(again(torch.ones(1, 1, 64, 64)), model(torch.ones(1, 1, 64, 64)))
+
+
+def test_a_trained_network_knows_what_it_is_for(tmp_path: Path) -> None:
+    save_pretrained(create_model("resnet20", pretrained=True), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["mean"], config["input_size"], config["classes"]) == ([0.3047], [1, 32, 32], list("0123456789"))
+
+
+def test_what_cannot_be_known_is_asked_for(tmp_path: Path, dataset: Dataset) -> None:
+    fresh = create_model("resnet20", in_chans=1)
+    out = tmp_path / "out"
+    for model in (fresh, create_model("resnet20.digits", pretrained=True, num_classes=4), nn.Linear(2, 2)):
+        with pytest.raises(UserError, match="is not known: pass dataset="):
+            save_pretrained(model, out)
+    with pytest.raises(UserError, match="tells 7 classes apart, and the images have 10"):
+        save_pretrained(create_model("resnet20", num_classes=7, in_chans=1), out, dataset=dataset)
+    with pytest.raises(UserError, match="original and plan belong together"):
+        save_pretrained(fresh, out, dataset=dataset, original=fresh)
+    with pytest.raises(UserError, match="resnet20 is for another network than this CifarResNet"):
+        save_pretrained(create_model("resnet20"), out, dataset=dataset)
+    with pytest.raises(UserError, match="which no file can hold"):
+        save_pretrained(create_model("ghostnet_050", num_classes=10, version=V2), out, dataset=dataset)
+    assert not out.exists()
+    save_pretrained(CifarResNet(3, in_chans=1), out, dataset=dataset)  # not by create_model: its class alone is known
+    with pytest.raises(UserError, match=r"in memory \(ghostnets.models.resnet.CifarResNet\): pass one of that class"):
+        from_pretrained(out)
 
 
 def with_conv(name: str) -> nn.Module:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What README.md shows, runs: its Python is executed in order, its command lines are parsed by the real command."""
+"""What README.md and the networks' pages show, runs: their Python in order, command lines through the real command."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 TARGETS = re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
 
 
-def blocks(language: str) -> list[str]:
-    return [code for kind, info, code in FENCE.findall(README) if kind == language and "no-run" not in info]
+PAGES = sorted((ROOT / "docs" / "networks").glob("*.md"))
+
+
+def blocks(language: str, text: str = README) -> list[str]:
+    return [code for kind, info, code in FENCE.findall(text) if kind == language and "no-run" not in info]
 
 
 def command_lines() -> list[list[str]]:
@@ -56,3 +59,13 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert code
     for number, block in enumerate(code, 1):
         exec(compile(block, f"README.md, Python block {number}", "exec"), namespace)  # noqa: S102 (our own README)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_pages_of_the_networks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {"__name__": page.stem}
+    for number, block in enumerate(blocks("python", page.read_text(encoding="utf-8")), 1):
+        exec(compile(block, f"{page.name}, Python block {number}", "exec"), namespace)  # noqa: S102 (our own pages)
+    assert (tmp_path / "build" / "mine" / "model.safetensors").is_file()
+    assert namespace["loss"] < 2.5  # ten classes alike: 2.3

@@ -13,6 +13,7 @@ __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
     from ghostnets.blocks.ghost import GhostModule as GhostModule
+    from ghostnets.hub import push_to_hub as push_to_hub
     from ghostnets.models.catalog import create_model as create_model
     from ghostnets.models.catalog import list_models as list_models
     from ghostnets.pipeline import upgrade as upgrade
@@ -33,6 +34,7 @@ _HOMES = {
     "from_pretrained": "ghostnets.pretrained",
     "list_models": "ghostnets.models.catalog",
     "plan": "ghostnets.upgrading.plan",
+    "push_to_hub": "ghostnets.hub",
     "recover": "ghostnets.upgrading.recover",
     "save_pretrained": "ghostnets.pretrained",
     "upgrade": "ghostnets.pipeline",

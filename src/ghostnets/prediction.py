@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ghostnets.errors import UserError
+from ghostnets.hub import is_repository
 from ghostnets.models.catalog import TRAINED, create_model
-from ghostnets.pretrained import from_pretrained, read_config
+from ghostnets.pretrained import from_pretrained, located, read_config
 from ghostnets.training.data import normalise
 from ghostnets.training.image_folder import SUFFIXES, decode_image
 
@@ -40,13 +41,15 @@ class Prediction:
 
 
 def load_classifier(source: str, *, trust_code: bool = False) -> Classifier:
-    """The network in a folder that ``save_pretrained`` or an upgrade left, or the trained one of that name.
+    """The network in a folder that ``save_pretrained`` or an upgrade left, here or on the Hugging Face hub
+    (``owner/name``), or the trained one of that name.
 
     Raises UserError where there is none.
     """
-    if Path(source).is_dir():
-        config = read_config(source)
-        model = from_pretrained(source, trust_code=trust_code)
+    if Path(source).is_dir() or is_repository(source):
+        folder = located(source)
+        config = read_config(folder)
+        model = from_pretrained(folder, trust_code=trust_code)
         return Classifier(
             model=model, input_size=config.input_size, mean=config.mean, std=config.std, classes=config.classes
         )

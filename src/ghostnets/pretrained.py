@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Save an upgraded network and load it again in a process that has never seen it.
+"""Save a network and load it again in a process that has never seen it.
 
-``config.json`` says how the original is built, which of its layers became Ghost modules, and what images the network
+``config.json`` says how the network is built, in an upgrade which of its layers became Ghost modules, and what images the network
 expects; ``model.safetensors`` holds the weights. Nothing in either is run. Only where the original comes from a Python
 file of the user's is that file kept beside them, and it runs only for who says so.
 """
@@ -11,10 +11,11 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib.util
+import json
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,16 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
+from ghostnets.blocks.branches import fold_branches
 from ghostnets.errors import UserError
-from ghostnets.models.catalog import BUILDERS, create_model
-from ghostnets.models.weights import WEIGHTS, fill, read_weights
+from ghostnets.hub import CODE_FILE, CONFIG, WEIGHTS_FILE, fetch_folder, is_repository
+from ghostnets.models.backbone import Backbone
+from ghostnets.models.catalog import BUILDERS, TRAINED, create_model
+from ghostnets.models.weights import fill, read_weights
 from ghostnets.records import SCHEMA, Plan, from_json, read_json, to_json, write_bytes, write_json
 from ghostnets.training.data import Dataset
 from ghostnets.upgrading.convert import Edit, edits, restructure
 from ghostnets.upgrading.sites import find_sites
-
-CONFIG, WEIGHTS_FILE, CODE_FILE = "config.json", "model.safetensors", "model.py"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,10 @@ class Source:
     """Where a network comes from: the catalogue, a function in a Python file, or memory (then only its class is known)."""
 
     name: str | None = None
+    options: dict[str, Any] = field(default_factory=dict[str, Any])
+    """What the catalogue's builder was given beside classes and channels."""
+    folded: bool = False
+    """Whether its branches are folded (GhostNetV3)."""
     file: str | None = None
     factory: str | None = None
     class_name: str | None = None
@@ -56,6 +62,7 @@ class Config:
     std: tuple[float, ...]
     classes: tuple[str, ...]
     edits: tuple[Edit, ...]
+    """The layers that became Ghost modules in an upgrade."""
     schema: int = SCHEMA
 
 
@@ -63,52 +70,115 @@ def save_pretrained(
     model: nn.Module,
     directory: str | Path,
     *,
-    original: nn.Module,
-    plan: Plan,
-    dataset: Dataset,
+    dataset: Dataset | None = None,
+    original: nn.Module | None = None,
+    plan: Plan | None = None,
     source: str | None = None,
 ) -> None:
-    """Write ``model``, which ``plan`` made of ``original``, so that ``from_pretrained`` finds it in ``directory``.
+    """Write ``model`` so that ``from_pretrained`` finds it in ``directory``.
 
-    ``source`` is the name of the original in the catalogue or ``file.py:factory``; without it the network can be
-    loaded only by who has the original's code. ``dataset`` says what images and classes it is for.
+    A network of the catalogue needs no more than the ``dataset`` whose images and classes it is for, and not even that
+    where it still has the classes it came trained with. One that ``plan`` made of ``original`` needs both of them;
+    ``source`` is then the name of the original in the catalogue or ``file.py:factory``, without which the network can
+    be loaded only by who has the original's code.
 
-    Raises UserError where what ``source`` names is another network, or ``model`` is not what the plan says.
+    Raises UserError where something is missing, what ``source`` names is another network, or ``model`` is not what the
+    plan says.
     """
     directory = Path(directory)
-    size = image_size(dataset)
-    anatomy = find_sites(copy.deepcopy(original).cpu().float().eval(), torch.zeros(1, *size))
-    config = Config(
-        model=describe(source, original, dataset),
-        num_classes=len(dataset.classes),
-        in_chans=size[0],
-        input_size=size,
-        mean=dataset.mean,
-        std=dataset.std,
-        classes=dataset.classes,
-        edits=edits(anatomy, plan.decisions),
+    if (original is None) != (plan is None):
+        raise UserError("original and plan belong together: give both for an upgraded network, neither for any other")
+    config = (
+        _plain(model, dataset, source)
+        if original is None or plan is None
+        else _upgraded(model, original, plan, dataset, source)
     )
-    _same_shapes(restructured(original, config.edits), model, "the plan")
     if config.model.file is not None:
         write_bytes(directory / CODE_FILE, Path(str(source).rpartition(":")[0]).read_bytes())
     write_weights(directory / WEIGHTS_FILE, model)
     written = to_json(config)
-    written["model"] = {key: value for key, value in written["model"].items() if value is not None}
+    written["model"] = {key: value for key, value in written["model"].items() if value}
     write_json(directory / CONFIG, written)
+
+
+def _upgraded(model: nn.Module, original: nn.Module, plan: Plan, dataset: Dataset | None, source: str | None) -> Config:
+    if dataset is None:
+        raise UserError("an upgraded network is saved with the dataset that it is for: pass dataset=")
+    size = image_size(dataset)
+    anatomy = find_sites(copy.deepcopy(original).cpu().float().eval(), torch.zeros(1, *size))
+    changes = edits(anatomy, plan.decisions)
+    config = Config(model=describe(source, original, dataset), edits=changes, **_expects(dataset))
+    _same_shapes(restructured(original, changes), model, "the plan")
+    return config
+
+
+def _plain(model: nn.Module, dataset: Dataset | None, source: str | None) -> Config:
+    expects = _expects(dataset) if dataset is not None else _as_trained(model)
+    classes = getattr(model, "num_classes", expects["num_classes"])
+    if classes != expects["num_classes"]:
+        raise UserError(f"the network tells {classes} classes apart, and the images have {expects['num_classes']}")
+    return Config(model=_source(source, model, classes, expects["in_chans"]), edits=(), **expects)
+
+
+def _expects(dataset: Dataset) -> dict[str, Any]:
+    """The part of a config that the images decide."""
+    size = image_size(dataset)
+    return {
+        "num_classes": len(dataset.classes), "in_chans": size[0], "input_size": size, "mean": dataset.mean,
+        "std": dataset.std, "classes": dataset.classes,
+    }  # fmt: skip
+
+
+def _as_trained(model: nn.Module) -> dict[str, Any]:
+    """The same of a network that has kept the classes it came trained with."""
+    known = model.pretrained_cfg if isinstance(model, Backbone) else {}
+    row = TRAINED.get(f"{known.get('architecture')}.{known.get('tag')}")
+    if row is None or not isinstance(model, Backbone) or len(row.classes) != model.num_classes:
+        raise UserError(f"what images and classes this {type(model).__name__} is for is not known: pass dataset=")
+    size = (row.in_chans, *row.input_size)
+    return {
+        "num_classes": len(row.classes), "in_chans": row.in_chans, "input_size": size, "mean": row.mean, "std": row.std,
+        "classes": row.classes,
+    }  # fmt: skip
+
+
+def _catalogued(model: Backbone, num_classes: int, in_chans: int) -> Source:
+    """Name and options of a network that ``create_model`` built, whatever has been done to its weights since."""
+    name, options = model.pretrained_cfg["architecture"], dict(model.model_args)
+    try:
+        json.dumps(options)
+    except TypeError:
+        raise UserError(
+            f"{name} was built with {options}, which no file can hold: name its builder with source=, file.py:factory"
+        ) from None
+    plain = Source(name=name, options=options)
+    built = _from_catalogue(plain, num_classes, in_chans)
+    if _shapes(built) == _shapes(model):
+        return plain
+    _same_shapes(fold_branches(built), model, name)
+    return Source(name=name, options=options, folded=True)
 
 
 def from_pretrained(directory: str | Path, *, base: nn.Module | None = None, trust_code: bool = False) -> nn.Module:
     """The network that ``save_pretrained`` or an upgrade left in ``directory``, in evaluation mode.
 
-    ``base`` is the original network, with any weights, for where the folder cannot tell how to build it;
-    ``trust_code`` allows it to run the Python file in the folder for that.
+    Where there is no such folder, ``owner/name`` is looked for on the Hugging Face hub. ``base`` is the original
+    network, with any weights, for where the folder cannot tell how to build it; ``trust_code`` allows it to run the
+    Python file in the folder for that.
     """
-    directory = Path(directory)
+    directory = located(directory)
     config = read_config(directory)
     original = base if base is not None else _rebuild(config, directory, trust_code=trust_code)
     model = restructured(original, config.edits)
     fill(model, read_weights(directory / WEIGHTS_FILE), str(directory / WEIGHTS_FILE))
     return model.eval()
+
+
+def located(directory: str | Path) -> Path:
+    """The folder itself, or where there is none and the name could be one of the hub, what the hub has under it."""
+    if not Path(directory).exists() and is_repository(str(directory)):
+        return fetch_folder(str(directory))
+    return Path(directory)
 
 
 def read_config(directory: str | Path) -> Config:
@@ -185,12 +255,17 @@ def describe(source: str | None, model: nn.Module, dataset: Dataset) -> Source:
 
     Raises UserError where the source cannot be built or is another network: better before an upgrade than after it.
     """
-    if source is None or not (is_file(source) or source in BUILDERS or source in WEIGHTS):
-        return Source(class_name=f"{type(model).__module__}.{type(model).__qualname__}")
-    _same_shapes(build(source, num_classes=len(dataset.classes), in_chans=image_size(dataset)[0]), model, source)
-    if is_file(source):
-        return Source(file=CODE_FILE, factory=source.rpartition(":")[2])
-    return Source(name=source)
+    return _source(source, model, len(dataset.classes), image_size(dataset)[0])
+
+
+def _source(source: str | None, model: nn.Module, num_classes: int, in_chans: int) -> Source:
+    known = source is not None and (is_file(source) or source in BUILDERS or source in TRAINED)
+    if source is not None and known:
+        _same_shapes(build(source, num_classes=num_classes, in_chans=in_chans), model, source)
+        return Source(file=CODE_FILE, factory=source.rpartition(":")[2]) if is_file(source) else Source(name=source)
+    if isinstance(model, Backbone) and "architecture" in model.pretrained_cfg:
+        return _catalogued(model, num_classes, in_chans)
+    return Source(class_name=f"{type(model).__module__}.{type(model).__qualname__}")
 
 
 def _current(data: Any, path: Path) -> Any:
@@ -209,7 +284,7 @@ def image_size(dataset: Dataset) -> tuple[int, int, int]:
 def _rebuild(config: Config, directory: Path, *, trust_code: bool) -> nn.Module:
     source = config.model
     if source.name is not None:
-        return create_model(source.name, num_classes=config.num_classes, in_chans=config.in_chans)
+        return _from_catalogue(source, config.num_classes, config.in_chans)
     if source.file is not None and source.factory is not None:
         code = directory / Path(source.file).name  # never a file outside the folder
         if not trust_code:
@@ -223,8 +298,18 @@ def _rebuild(config: Config, directory: Path, *, trust_code: bool) -> nn.Module:
     )
 
 
+def _from_catalogue(source: Source, num_classes: int, in_chans: int) -> nn.Module:
+    assert source.name is not None
+    built = create_model(source.name, num_classes=num_classes, in_chans=in_chans, **source.options)
+    return fold_branches(built) if source.folded else built
+
+
+def _shapes(model: nn.Module) -> Mapping[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
 def _same_shapes(built: nn.Module, model: nn.Module, what: str) -> None:
-    one, other = ({name: tuple(t.shape) for name, t in m.state_dict().items()} for m in (built, model))
+    one, other = _shapes(built), _shapes(model)
     odd = next((name for name in {**one, **other} if one.get(name) != other.get(name)), None)
     if odd is not None:
         raise UserError(f"{what} is for another network than this {type(model).__name__}: they differ in {odd}")

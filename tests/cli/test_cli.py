@@ -230,7 +230,7 @@ REFUSED = {
     ),
     "mean of another length": ("--mean 0.1,0.2", "mean 0.1,0.2 has 2 figures for 1 channels: give 1"),
     "mean of words": ("--mean grey", "--mean 'grey' is not understood: .*"),
-    "size of words": ("--input-size big", "--input-size 'big' is not understood: .* 32,32"),
+    "size of words": ("--input-size big", "--input-size 'big' is not understood: .* 224,224"),
     "nothing to upgrade": (
         "--model small.py:build --data digits",
         r"Sequential has nothing to upgrade \(0: the first convolution \(1 input channels\) is left alone\)",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 from itertools import pairwise
 from typing import Any
 
@@ -65,6 +66,27 @@ def test_head_features_and_places_fit_together(name: str) -> None:
         net.load_state_dict({k: v for k, v in model.state_dict().items() if k in net.state_dict()})
         assert [torch.equal(a, b) for a, b in zip(net.eval()(x), (found[0], found[2]), strict=True)] == [True, True]
         assert net.feature_info.channels() == [model.feature_info.channels()[i] for i in (0, 2)]
+
+
+HALF = ["ghostnet_050", "ghostnetv2_100", "ghostnetv3_050", "regnetx_002", "g_ghost_regnetx_002", "ghost_resnet18"]
+LARGER = [name for name in BUILDERS if name not in SMALL]
+
+
+@pytest.mark.parametrize("name", LARGER)
+def test_larger_ones_have_the_shapes_they_say_and_export_without_their_memory(name: str) -> None:
+    """That they compute, and that every parameter learns, is tested with the whole catalogue (test_catalog.py)."""
+    with torch.device("meta"):
+        model, x = network(name, in_chans=2).eval(), torch.randn(1, 2, 64, 96)
+        maps, found = model.forward_intermediates(x)
+        assert maps.shape[1] == model.num_features
+        assert model.forward_head(maps, pre_logits=True).shape == (1, model.head_hidden_size)
+        assert [m.shape[1] for m in found] == model.feature_info.channels()
+        assert [m.shape[2:] for m in found] == [(64 // r, 96 // r) for r in model.feature_info.reduction()]
+        net = create_model(name, num_classes=5, in_chans=2, features_only=True).eval()
+        assert [m.shape for m in net(x)] == [m.shape for m in found]
+        exported = torch.export.export(model, (x,))
+        assert exported.module()(x).shape == (1, 5)
+    assert {key for key, _ in model.named_parameters()} <= set(exported.state_dict) <= set(model.state_dict())
 
 
 def test_a_features_network_has_nothing_that_nobody_uses() -> None:
@@ -134,8 +156,9 @@ def test_places_that_are_not_there_are_refused(indices: int | list[int]) -> None
         taken(indices, 4)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["ghostnet_050", "ghostnetv2_100", "ghostnetv3_050", "regnetx_002", "ghost_resnet18"])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [(name, torch.bfloat16) for name in SMALL] + [(name, torch.float16) for name in HALF]
+)
 def test_half_precision(name: str, dtype: torch.dtype) -> None:
     model = network(name).eval()
     x = torch.randn(1, 3, 64, 64)
@@ -152,6 +175,38 @@ def test_it_exports(name: str) -> None:
     with torch.no_grad():
         exported = torch.export.export(model, (x,)).module()
         torch.testing.assert_close(exported(x), model(x))
+
+
+KINDS: list[tuple[str, dict[str, Any]]] = [
+    ("ghostnet_050", {"width": 0.2}), ("ghostnetv2_100", {"width": 0.2}), ("ghostnetv3_050", {"width": 0.2}),
+    ("ghost_vgg16", {"ratio": 5}), ("resnet20", {}), ("ghost_resnet18", {"ratio": 4}), ("regnetx_002", {}),
+    ("g_ghost_regnetx_002", {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "options"), KINDS)
+def test_it_compiles_as_one_graph_with_the_same_logits_and_gradients(name: str, options: dict[str, Any]) -> None:
+    torch.compiler.reset()
+    model, x = network(name, drop_rate=0.0, **options), torch.randn(2, 3, 64, 64)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    found: list[dict[str, torch.Tensor]] = []
+    for run in (model, compiled):
+        model.zero_grad()
+        logits = run(x)
+        logits.square().sum().backward()
+        grads = {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
+        found.append({"logits": logits.detach(), **grads})
+    for key, wanted in found[0].items():
+        torch.testing.assert_close(found[1][key], wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()) + 1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's own, of its own parts
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_it_compiles_to_machine_code() -> None:
+    torch.compiler.reset()
+    model, x = network("ghost_resnet20").eval(), torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(model)(x), model(x), rtol=1e-4, atol=1e-4)
 
 
 def test_what_a_network_says_of_itself() -> None:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -123,13 +122,8 @@ def test_too_few_images_are_named(count: int, case: tuple[nn.Module, nn.Module, 
         recovered((student, original, found, dataset(count)))
 
 
-def test_labels_and_blended_images_are_refused(case: tuple[nn.Module, nn.Module, Plan, Dataset]) -> None:
-    with pytest.raises(UserError, match="blended images have none"):
-        recovered(case, recipe=dataclasses.replace(RECIPES["distil"], labels=0.1))
-
-
-def test_every_recipe_needs_no_labels() -> None:
-    assert all(recipe.labels == 0 for recipe in RECIPES.values())
+def test_blocks_need_no_labels() -> None:
+    assert RECIPES["blocks"].answers == 0
 
 
 def test_images_without_labels_will_do(case: tuple[nn.Module, nn.Module, Plan, Dataset]) -> None:

@@ -7,6 +7,7 @@ cheap convolution, to which a summary of all thin blocks is added ("mix").
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -38,6 +39,22 @@ class StageForm:
 
 CODE = StageForm(sliced=True, mixes_first=True, deep_mix=True, whole_end=True)
 FIGURE = StageForm(sliced=False, mixes_first=False, deep_mix=False, whole_end=False)
+FORMS: Mapping[str, StageForm] = {"code": CODE, "figure": FIGURE}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ghosts:
+    """What is free in the stages of a G-GhostNet. Raises UserError where there is no such ``form``."""
+
+    split: float = 0.5
+    cheap_size: int = 1
+    mix: bool = True
+    form: str = "code"
+    """A name of ``FORMS``."""
+
+    def __post_init__(self) -> None:
+        if self.form not in FORMS:
+            raise UserError(f"form {self.form!r} of a G-Ghost stage is not known: choose {' or '.join(FORMS)}")
 
 
 class GhostStage(nn.Module):
@@ -100,6 +117,27 @@ class GhostStage(nn.Module):
         if self.merge is not None:
             cheap = cheap + self.merge(torch.cat(means, 1))  # pooled before they are joined: nothing large is copied
         return self.end(torch.cat([thin, self.cheap_relu(cheap)], 1))
+
+
+def stage_of(
+    in_channels: int,
+    out_channels: int,
+    depth: int,
+    *,
+    block: BlockFactory,
+    thin_block: BlockFactory | None = None,
+    stride: int,
+    multiple: int = 1,
+    ghosts: Ghosts | None,
+) -> nn.Module:
+    """``depth`` blocks: a G-Ghost stage where ``ghosts`` are wanted and it has room for a thin block, else whole ones."""
+    if ghosts is not None and depth > 1 + FORMS[ghosts.form].whole_end:
+        return GhostStage(
+            in_channels, out_channels, depth, block=block, thin_block=thin_block, stride=stride, split=ghosts.split,
+            multiple=multiple, cheap_size=ghosts.cheap_size, mix=ghosts.mix, form=FORMS[ghosts.form],
+        )  # fmt: skip
+    later = (block(out_channels, out_channels) for _ in range(depth - 1))
+    return nn.Sequential(block(in_channels, out_channels, stride=stride), *later)
 
 
 def summary(in_channels: int, out_channels: int, *, deep: bool) -> nn.Sequential:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from ghostnets.cli.arguments import image_size_of
 from ghostnets.errors import UserError
 
 if TYPE_CHECKING:  # PyTorch takes seconds, and --help needs none
@@ -46,7 +47,7 @@ def info(
 
     model = build(name, num_classes=num_classes).eval()
     channels = next((m.in_channels for m in model.modules() if isinstance(m, torch.nn.Conv2d)), 3)
-    size = _size(input_size) or getattr(model, "input_size", (224, 224))
+    size = image_size_of(input_size) or getattr(model, "input_size", (224, 224))
     try:
         layers = layer_costs(model, torch.zeros(1, channels, *size))
     except (RuntimeError, ValueError) as error:
@@ -86,12 +87,3 @@ def _table(
     with console.capture() as captured:
         console.print(f"{name}, one image of {size[0]}×{size[1]} pixels, float32", table, sep="\n")
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
-
-
-def _size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    parts = text.split(",")
-    if len(parts) != 2 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
-        raise UserError(f"--input-size {text!r} is not understood: write height,width, such as 224,224")
-    return int(parts[0]), int(parts[1])

@@ -14,9 +14,9 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from ghostnets.progress import progress
 from ghostnets.records import UpgradeRecord
 from ghostnets.report import tables
-from ghostnets.training.progress import progress
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from ghostnets.cli.arguments import image_size_of
 from ghostnets.errors import UserError
 from ghostnets.folder import Recover, Request
 from ghostnets.records import Budget, to_json
@@ -181,7 +182,7 @@ def _load(
         data_dir=data_dir,
         mean=_figures("--mean", mean) or (known.mean if known else None),
         std=_figures("--std", std) or (known.std if known else None),
-        size=_size(input_size),
+        size=image_size_of(input_size),
         channels=first if data is not None and Path(data).is_dir() and first in {1, 3} else None,
     )
     if tensors is None:
@@ -203,12 +204,3 @@ def _figures(option: str, text: str | None) -> tuple[float, ...] | None:
         return tuple(float(word) for word in text.split(","))
     except ValueError:
         raise UserError(f"{option} {text!r} is not understood: write a figure a channel, with commas") from None
-
-
-def _size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    parts = text.split(",")
-    if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
-        raise UserError(f"--input-size {text!r} is not understood: write height,width, such as 32,32")
-    return int(parts[0]), int(parts[1])

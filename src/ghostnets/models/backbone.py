@@ -67,6 +67,8 @@ class Backbone(nn.Module):
     classifier_name: str
     pretrained_cfg: Mapping[str, Any] = MappingProxyType({})
     """What it is, and what its weights expect, in timm's words; ``create_model`` says it."""
+    model_args: Mapping[str, Any] = MappingProxyType({})
+    """What ``create_model`` gave the builder beside classes and channels."""
     grad_checkpointing: bool = False
 
     def __init__(self, *, num_classes: int, drop_rate: float, global_pool: str) -> None:

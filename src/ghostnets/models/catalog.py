@@ -78,7 +78,8 @@ def create_model(
 
     Raises UserError where a name, a keyword or a file does not fit.
     """
-    row = _row(name, pretrained=pretrained)
+    trained = _trained(name, pretrained=pretrained)
+    row = TRAINED[trained] if trained is not None else None
     if pretrained and checkpoint_path is not None:
         raise UserError("a network takes its weights from the package (pretrained) or from checkpoint_path, not both")
     asked = {"num_classes": num_classes, "in_chans": in_chans, **kwargs}
@@ -91,7 +92,8 @@ def create_model(
     if pretrained:
         assert row is not None
         _fill_from(row, model, given)
-    model.pretrained_cfg = _described(name, model, row)
+    model.pretrained_cfg = _described(trained or name, model, row)
+    model.model_args = {key: value for key, value in given.items() if key not in {"num_classes", "in_chans"}}
     if features_only:
         return FeatureNet(model, out_indices)
     if out_indices is not None:
@@ -105,10 +107,10 @@ def list_models(filter: str = "", pretrained: bool = False) -> list[str]:  # noq
     return sorted(names, key=lambda name: [(part.isdigit(), part.zfill(6)) for part in re.split(r"(\d+)", name)])
 
 
-def _row(name: str, *, pretrained: bool) -> Weights | Published | None:
+def _trained(name: str, *, pretrained: bool) -> str | None:
     """The weights a name stands for. A name without a tag stands for the first trained ones of its architecture."""
     if name in TRAINED:
-        return TRAINED[name]
+        return name
     if name not in BUILDERS:
         known = [*BUILDERS, *TRAINED]
         close = difflib.get_close_matches(name.lower(), known, n=3)
@@ -116,7 +118,7 @@ def _row(name: str, *, pretrained: bool) -> Weights | Published | None:
         raise UserError(f"there is no network {name!r}: {hint}")
     if not pretrained:
         return None
-    trained = [row for row in TRAINED.values() if row.architecture == name]
+    trained = [tagged for tagged, row in TRAINED.items() if row.architecture == name]
     if not trained:
         raise UserError(f"{name} does not come trained; these do: {', '.join(list_models(pretrained=True))}")
     return trained[0]
@@ -125,15 +127,16 @@ def _row(name: str, *, pretrained: bool) -> Weights | Published | None:
 def _described(name: str, model: Backbone, row: Weights | Published | None) -> dict[str, Any]:
     """Timm's words for what a network is and, where its name stands for weights, for the images these expect."""
     first = next(key for key, module in model.named_modules() if isinstance(module, nn.Conv2d))
-    known = {"architecture": name.partition(".")[0], "classifier": model.classifier_name, "first_conv": first}
+    architecture, _, tag = name.partition(".")
+    known = {"architecture": architecture, "tag": tag, "classifier": model.classifier_name, "first_conv": first}
     if row is None:
         return {**known, "num_classes": model.num_classes, "input_size": (3, *model.input_size)}
     rest = {"mean": row.mean, "std": row.std, "license": row.license, "num_classes": len(row.classes)}
     size = (row.in_chans, *row.input_size)
     if isinstance(row, Weights):
         return {**known, **rest, "input_size": size}
-    published = {"crop_pct": row.crop, "interpolation": row.interpolation, "hf_hub_id": row.repository}
-    return {**known, **rest, **published, "input_size": size, "url": row.origin}
+    published = {"crop_pct": row.crop, "interpolation": row.interpolation, "input_size": size, "url": row.origin}
+    return {**known, **rest, **published, **({"hf_hub_id": row.repository} if row.repository else {})}
 
 
 def _build(architecture: str, given: Mapping[str, Any]) -> Backbone:
@@ -150,9 +153,11 @@ def _build(architecture: str, given: Mapping[str, Any]) -> Backbone:
 def _fill_from(row: Weights | Published, model: nn.Module, given: Mapping[str, Any]) -> None:
     if given["in_chans"] != row.in_chans:
         raise UserError(
-            f"{row.file} was trained on {row.in_chans} channels, and in_chans {given['in_chans']} was asked"
+            f"the weights of {row.architecture} were trained on {row.in_chans} channels, and in_chans "
+            f"{given['in_chans']} was asked"
         )
-    tensors = read_weights(row.path)
+    path = row.path
+    tensors = read_weights(path)
     if given["num_classes"] != len(row.classes):
         tensors |= {key: value for key, value in model.state_dict().items() if key.startswith(f"{row.classifier}.")}
-    fill(model, tensors, row.file)
+    fill(model, tensors, str(path))

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights that others have published: where they lie, what they expect, and how good they are said to be.
 
-They are fetched from the Hugging Face hub into its usual cache, and only tensors are read from them.
+They are fetched from the Hugging Face hub into its usual cache, or from the authors into ours; only tensors are read from
+them, and they are used only where they fit the network name by name.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from ghostnets.download import cache_dir, fetch
 from ghostnets.errors import MissingExtra, UserError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -21,11 +23,11 @@ class Published:
     """One checkpoint; the figures are those of its publisher, on ImageNet's 50,000 validation images."""
 
     architecture: str
-    repository: str
-    """On the hub."""
-    file: str = "model.safetensors"
     origin: str
-    """The authors' own file, which holds the same weights."""
+    """Address of the authors' own file."""
+    repository: str | None = None
+    """On the Hugging Face hub, where the same weights lie as ``file``; None: only at ``origin``."""
+    file: str = "model.safetensors"
     license: str = "Apache-2.0"
     in_chans: int = 3
     input_size: tuple[int, int] = (224, 224)
@@ -42,8 +44,16 @@ class Published:
 
     @property
     def address(self) -> str:
-        """Of the file."""
-        return f"https://huggingface.co/{self.repository}/resolve/main/{self.file}"
+        """Of the file that is fetched."""
+        return f"https://huggingface.co/{self.repository}/resolve/main/{self.file}" if self.repository else self.origin
+
+    @property
+    def place(self) -> Path:
+        """Where a file from ``address`` that was fetched by hand is looked for first, and one from elsewhere is kept."""
+        name = (
+            f"{self.repository.replace('/', '--')}--{self.file}" if self.repository else self.origin.rpartition("/")[2]
+        )
+        return cache_dir() / "weights" / name
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -52,17 +62,18 @@ class Published:
 
     @property
     def path(self) -> Path:
-        """Where the file lies, in the hub's cache; it is fetched first where it is not there yet.
+        """Where the file lies; it is fetched first where it is not there yet.
 
-        Raises UserError where that cannot be done, MissingExtra without huggingface_hub.
+        Raises UserError where that cannot be done, MissingExtra without huggingface_hub where the hub has it.
         """
         return fetched(self)
 
 
 AUTHORS = "https://github.com/huawei-noah/Efficient-AI-Backbones/releases/download"
 TIMM = "timm's results-imagenet.csv"
+README = "the authors' README; their evaluation is PyTorch's ImageNet example"
 
-# papers.md C.3, C.5 and J
+# papers.md C.3, C.5, I.5 and J; nobody has published a checksum of the authors' files
 PUBLISHED: Mapping[str, Published] = {
     "ghostnet_100.in1k": Published(
         architecture="ghostnet_100", repository="timm/ghostnet_100.in1k", top1=73.958, measured=TIMM,
@@ -84,22 +95,42 @@ PUBLISHED: Mapping[str, Published] = {
         architecture="ghostnetv3_100", repository="timm/ghostnetv3_100.in1k", top1=76.936, measured=TIMM,
         origin=f"{AUTHORS}/GhostNetV3/ghostnetv3-1.0.pth.tar",
     ),
+    "g_ghost_regnetx_032.in1k": Published(
+        architecture="g_ghost_regnetx_032", top1=77.8, measured=README, interpolation="bilinear", classifier="fc",
+        origin=f"{AUTHORS}/g_ghost_regnet/g_ghost_regnet_3.2g_77.8.pth",
+    ),
+    "g_ghost_regnetx_040.in1k": Published(
+        architecture="g_ghost_regnetx_040", top1=78.6, measured=README, interpolation="bilinear", classifier="fc",
+        origin=f"{AUTHORS}/g_ghost_regnet/g_ghost_regnet_4.0g_78.6.pth",
+    ),
+    "g_ghost_regnetx_080.in1k": Published(
+        architecture="g_ghost_regnetx_080", top1=79.0, measured=README, interpolation="bilinear", classifier="fc",
+        origin=f"{AUTHORS}/g_ghost_regnet/g_ghost_regnet_8.0g_79.0.pth",
+    ),
+    "g_ghost_regnetx_160.in1k": Published(
+        architecture="g_ghost_regnetx_160", top1=79.9, measured=README, interpolation="bilinear", classifier="fc",
+        origin=f"{AUTHORS}/g_ghost_regnet/g_ghost_regnet_16.0g_79.9.pth",
+    ),
 }  # fmt: skip
 
 
 def fetched(row: Published) -> Path:
-    """The file of these weights in the hub's cache, whole: the hub's own library checks it as it arrives."""
+    """The file of these weights: put into its place by hand, or from the hub's cache, or fetched now."""
+    by_hand = f"get {row.address} on another machine and put it here as {row.place}"
+    if row.place.is_file():
+        return row.place
+    if row.repository is None:
+        return fetch(row.origin, row.place, otherwise=by_hand)
     try:
         from huggingface_hub import hf_hub_download
     except ImportError:
         raise MissingExtra("published weights", "hub") from None
     try:
-        return Path(hf_hub_download(row.repository, row.file))
+        return Path(hf_hub_download(row.repository, row.file))  # which checks what arrives
     except Exception as error:  # the library has dozens of kinds, all of them "could not be had"
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"{row.repository} is not in the cache and cannot be fetched ({reason}): get {row.address} on another machine "
-            f"and give the file as checkpoint_path"
+            f"{row.repository} is not in the hub's cache and cannot be fetched ({reason}): {by_hand}"
         ) from error
 
 

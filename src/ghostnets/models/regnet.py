@@ -15,7 +15,7 @@ from torch import nn
 
 from ghostnets.blocks.conv import grouped_conv, plain_conv
 from ghostnets.blocks.residual import Bottleneck, projection
-from ghostnets.blocks.stage import CODE, BlockFactory, GhostStage, StageForm
+from ghostnets.blocks.stage import BlockFactory, Ghosts, stage_of
 from ghostnets.models.backbone import Backbone, Feature, FeatureInfo, classifier, init_convolutions_
 
 
@@ -44,20 +44,8 @@ ROWS: Mapping[str, Row] = {
     "320": Row((2, 7, 13, 1), (336, 672, 1344, 2520), 168),
 }
 STEM = 32
-
-
-@dataclass(frozen=True)
-class Ghosts:
-    """The G-Ghost stages' free choices."""
-
-    split: float = 0.5
-    cheap_size: int = 1
-    mix: bool = True
-    form: StageForm = CODE
-    first_stage: int = 1
-    """Stages before this one (from 0) stay whole (facts I.4)."""
-    thin_groups: float = 0.75
-    """Group width of thin blocks over that of whole ones."""
+FIRST_GHOST_STAGE = 1  # the one before it, from 0, stays whole (facts I.4)
+THIN_GROUPS = 0.75  # group width of thin blocks over that of whole ones
 
 
 class RegNet(Backbone):
@@ -79,16 +67,11 @@ class RegNet(Backbone):
         self.conv1, self.bn1, self.act1 = plain_conv(in_chans, STEM, kernel_size=3, stride=2)
         channels, features = STEM, [Feature(STEM, 2, "act1")]
         for index, (depth, width) in enumerate(zip(row.depths, row.widths, strict=True)):
-            block = block_of(row.group_width)
-            if ghosts is not None and index >= ghosts.first_stage and depth > 1 + ghosts.form.whole_end:
-                thin = int(row.group_width * ghosts.thin_groups)
-                stage = GhostStage(
-                    channels, width, depth, block=block, thin_block=block_of(thin), stride=2, split=ghosts.split,
-                    multiple=thin, cheap_size=ghosts.cheap_size, mix=ghosts.mix, form=ghosts.form,
-                )  # fmt: skip
-            else:
-                later = (block(width, width) for _ in range(depth - 1))
-                stage = nn.Sequential(block(channels, width, stride=2), *later)
+            thin = int(row.group_width * THIN_GROUPS)
+            stage = stage_of(
+                channels, width, depth, block=block_of(row.group_width), thin_block=block_of(thin), stride=2, multiple=thin,
+                ghosts=ghosts if index >= FIRST_GHOST_STAGE else None,
+            )  # fmt: skip
             self.add_module(f"layer{index + 1}", stage)
             channels = width
             features.append(Feature(width, 2 ** (index + 2), f"layer{index + 1}"))
@@ -133,7 +116,7 @@ def g_ghost_regnetx(
     split: float = Ghosts.split,
     cheap_size: int = Ghosts.cheap_size,
     mix: bool = Ghosts.mix,
-    form: StageForm = Ghosts.form,
+    form: str = Ghosts.form,
 ) -> RegNet:
     """G-GhostNet on RegNetX."""
     ghosts = Ghosts(split=split, cheap_size=cheap_size, mix=mix, form=form)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ghostnets.blocks.conv import ConvFactory, plain_conv
 from ghostnets.blocks.ghost import ghost_conv
 from ghostnets.blocks.residual import BasicBlock, Bottleneck, projection
-from ghostnets.blocks.stage import CODE, BlockFactory, GhostStage, StageForm
+from ghostnets.blocks.stage import BlockFactory, Ghosts, stage_of
 from ghostnets.models.backbone import CIFAR_SIZE, Backbone, Feature, FeatureInfo, classifier, init_convolutions_
 
 CIFAR_WIDTHS = (16, 32, 64)  # He et al., section 4.2: filters of the three stages
@@ -104,16 +104,6 @@ ROWS: Mapping[int, Row] = {
 EXPANSION = 4  # of a bottleneck's last convolution
 
 
-@dataclass(frozen=True)
-class Ghosts:
-    """The G-Ghost stages' free choices."""
-
-    split: float = 0.5
-    cheap_size: int = 1
-    mix: bool = True
-    form: StageForm = CODE
-
-
 class ResNet(Backbone):
     """7×7 stem and pooling, four stages, a linear classifier: (N, in_chans, H, W) to (N, num_classes) logits.
 
@@ -141,14 +131,8 @@ class ResNet(Backbone):
         for index, (depth, width) in enumerate(zip(row.depths, WIDTHS, strict=True)):
             out = width * EXPANSION if row.bottleneck else width
             stride = 1 if index == 0 else 2
-            if ghosts is not None and depth > 1 + ghosts.form.whole_end:
-                stage = GhostStage(
-                    channels, out, depth, block=block, stride=stride, split=ghosts.split,
-                    multiple=EXPANSION if row.bottleneck else 1,
-                    cheap_size=ghosts.cheap_size, mix=ghosts.mix, form=ghosts.form,
-                )  # fmt: skip
-            else:
-                stage = nn.Sequential(block(channels, out, stride=stride), *(block(out, out) for _ in range(depth - 1)))
+            multiple = EXPANSION if row.bottleneck else 1
+            stage = stage_of(channels, out, depth, block=block, stride=stride, multiple=multiple, ghosts=ghosts)
             self.add_module(f"layer{index + 1}", stage)
             channels = out
             features.append(Feature(out, 2 ** (index + 2), f"layer{index + 1}"))
@@ -243,7 +227,7 @@ def g_ghost_resnet(
     split: float = Ghosts.split,
     cheap_size: int = Ghosts.cheap_size,
     mix: bool = Ghosts.mix,
-    form: StageForm = Ghosts.form,
+    form: str = Ghosts.form,
 ) -> ResNet:
     """G-GhostNet on it: every stage of three blocks or more is a G-Ghost stage."""
     return ResNet(

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ghostnets.download import cache_dir, fetch, unpack
 from ghostnets.errors import UserError
 from ghostnets.training import pixels
-from ghostnets.training.download import cache_dir, fetch, unpack
 
 # Address and checksum of the archive: https://www.cs.toronto.edu/~kriz/cifar.html
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"

@@ -15,8 +15,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ghostnets.errors import UserError
+from ghostnets.progress import progress
 from ghostnets.training import pixels
-from ghostnets.training.progress import progress
 from ghostnets.training.split import stratified
 
 SUFFIXES = frozenset(".jpg .jpeg .png .bmp .gif .webp .tif .tiff .ppm .pgm .pbm".split())

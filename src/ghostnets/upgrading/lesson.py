@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is asked of the student: on every batch, to give the original's values at the end of its blocks."""
+"""What is asked of the student: on every batch, to give the original's values at the end of its blocks, and its answers."""
 
 from __future__ import annotations
 
@@ -18,11 +18,16 @@ STRIDE = 2
 takes a tenth of the time."""
 
 
+NO_LABEL = -1
+"""In the place of a label: nobody knows what the image shows, or it shows two things at once."""
+
+
 class Lesson:
     """The original's side of a recovery: its values on a batch, and how far the student is from them.
 
-    Loss = ``blocks`` · mean over blocks of (squared error / variance) + ``output`` · the same of the logits
-    + ``labels`` · cross-entropy. The variances are the original's on the ``example`` (N, C, H, W).
+    Loss = ``blocks`` · mean over blocks of (squared error / variance) + ``answers`` · mean over images of the divergence
+    of the student's answer from the right one: the label where an image has one, else the original's own softmax. The
+    variances are the original's on the ``example`` (N, C, H, W).
     """
 
     def __init__(
@@ -32,23 +37,24 @@ class Lesson:
         example: Tensor,
         *,
         blocks: float,
-        output: float,
-        labels: float,
+        answers: float,
         stride: int = STRIDE,
     ) -> None:
         self.recorded = recorded
         self.original = original.requires_grad_(False)
-        self.blocks, self.output, self.labels = blocks, output, labels
+        self.blocks, self.answers = blocks, answers
         self.stride = stride
         self.joints = block_outputs(recorded) if blocks else ()
         self.sums = frozenset(node for node in recorded.nodes if _ends_sum(node, recorded))
         with torch.no_grad():
-            logits, values = self._forward(self.original, example, self.joints)
+            _, values = self._forward(self.original, example, self.joints)
         self.spread = {node: max(float(value.float().var()), 1e-12) for node, value in values.items()}
-        self.logit_spread = max(float(logits.var()), 1e-12)
 
-    def loss(self, student: nn.Module, x: Tensor, labels: Tensor | None, turn: int) -> Tensor:
-        """Of a normalised batch (N, C, H, W); the number of the ``turn`` decides which blocks are compared."""
+    def loss(self, student: nn.Module, x: Tensor, labels: Tensor, turn: int) -> Tensor:
+        """Of a normalised batch (N, C, H, W) and its labels (N,), ``NO_LABEL`` where an image has none.
+
+        The number of the ``turn`` decides which blocks are compared.
+        """
         joints = self.joints[turn % self.stride :: self.stride] or self.joints
         with torch.no_grad():
             wanted, targets = self._forward(self.original, x, joints)
@@ -57,10 +63,8 @@ class Lesson:
         for node in joints:
             weight = self.blocks / len(joints) / self.spread[node] / targets[node].numel()
             loss = loss + weight * squared_error(values[node], targets[node])
-        if self.output:
-            loss = loss + self.output * F.mse_loss(logits, wanted) / self.logit_spread
-        if self.labels and labels is not None:
-            loss = loss + self.labels * F.cross_entropy(logits, labels)
+        if self.answers:
+            loss = loss + self.answers * divergence(logits, labels, wanted)
         return loss
 
     def _forward(
@@ -80,6 +84,14 @@ class Lesson:
                 if not waiting[source]:
                     del env[source]
         return env[self.recorded.output].float(), {node: env[node] for node in joints}
+
+
+def divergence(logits: Tensor, labels: Tensor, wanted: Tensor) -> Tensor:
+    """Kullback–Leibler, in nats an image, from the label where there is one, else from the softmax of ``wanted`` (N, K)."""
+    told = labels != NO_LABEL
+    by_label = F.cross_entropy(logits[told], labels[told], reduction="sum")
+    by_original = F.kl_div(logits[~told].log_softmax(1), wanted[~told].log_softmax(1), log_target=True, reduction="sum")
+    return (by_label + by_original) / len(logits)
 
 
 def _ends_sum(node: fx.Node, recorded: Trace) -> bool:

@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from ghostnets import progress
+from ghostnets.download import cache_dir, fetch, unpack
 from ghostnets.errors import UserError
-from ghostnets.training import cifar10, progress
+from ghostnets.training import cifar10
 from ghostnets.training.data import load_dataset
-from ghostnets.training.download import cache_dir, fetch, unpack
 
 CONTENT = bytes(range(256)) * 1000
 

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ghostnets.errors import UserError
-from ghostnets.training.progress import progress
+from ghostnets.progress import progress
 
 TIMEOUT = 30
 """Seconds without a byte after which a connection counts as broken."""
@@ -30,8 +30,9 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ghostnets"
 
 
-def fetch(url: str, target: Path, *, md5: str, otherwise: str) -> Path:
-    """The file behind ``url`` as ``target``, whole and with that MD5, or a UserError that ends with ``otherwise``.
+def fetch(url: str, target: Path, *, otherwise: str, md5: str | None = None) -> Path:
+    """The file behind ``url`` as ``target``, whole and with that MD5 (None: nobody has published one), or a UserError
+    that ends with ``otherwise``.
 
     What has arrived waits beside the target as ``.part``, and the next call goes on from there.
     """
@@ -40,11 +41,12 @@ def fetch(url: str, target: Path, *, md5: str, otherwise: str) -> Path:
         part.parent.mkdir(parents=True, exist_ok=True)
         resumed = part.exists()
         _complete(url, part)
-        if resumed and _md5(part) != md5:  # the old beginning may belong to another file: once more from nothing
+        if (
+            resumed and md5 is not None and _md5(part) != md5
+        ):  # the old beginning may belong to another file: once more from nothing
             part.unlink()
             _complete(url, part)
-        found = _md5(part)
-        if found != md5:
+        if md5 is not None and (found := _md5(part)) != md5:
             part.unlink()
             raise UserError(f"{url} brought a file with MD5 {found} instead of {md5}, which was deleted: {otherwise}")
         part.replace(target)
