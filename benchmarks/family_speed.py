@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our networks against timm's of the same name, or the nearest: inference, a training step, peak memory.
+"""Our networks, as built and folded, against timm's of the same name, or the nearest: inference, training, peak memory.
 
     python benchmarks/family_speed.py --threads 2
 
-Both run in turns (``ghostnets.measure.latency.race``), channels_last, same random images; weights do not change the time.
+They run in turns (``ghostnets.measure.latency.race``), channels_last, same random images; weights do not change the time.
 Memory is the peak of a process that does nothing else, less what it held before the first run. Needs timm.
 """
 
@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ghostnets.measure.latency import environment, race
+from ghostnets.deploy.fold import fold
+from ghostnets.measure.latency import Latency, environment, race
 from ghostnets.models.catalog import create_model
 
 PAIRS = {
@@ -46,31 +47,53 @@ def main() -> None:
         print(peak(*arguments.memory))
         return
     print(environment())
-    print("| network (timm's) | way | dtype | ms, ours | ms, timm's | faster (quartiles) | MiB, ours | MiB, timm's |")
-    print("|---|---|---|--:|--:|---|--:|--:|")
+    print(
+        "| network (timm's) | way | dtype | timm, ms | ours, times as fast | folded, times as fast | MiB, timm | MiB, ours |"
+    )
+    print("|---|---|---|--:|---|---|--:|--:|")
     for name in arguments.networks:
         for way, (batch, training) in WAYS.items():
             for dtype, kind in DTYPES.items():
-                runs = {whose: step(whose, name, batch, kind, training=training) for whose in ("ours", "timm")}
+                whose = ("timm", "ours") if training else ("timm", "ours", "folded")
+                runs = {w: step(w, name, batch, kind, training=training) for w in whose}
                 times = race(runs, rounds=arguments.rounds, seconds=arguments.seconds)
-                ours, other = times["ours"], times["timm"]
-                memory = [
-                    measured_peak(whose, name, batch, training=training) if dtype == "fp32" else "" for whose in runs
-                ]
-                print(
-                    f"| {name} ({PAIRS[name]}) | {way} | {dtype} | {ours.median_ms:.1f} | {other.median_ms:.1f} "
-                    f"| {other.ratio:.2f} ({other.ratio_lower:.2f}–{other.ratio_upper:.2f}) | {memory[0]} | {memory[1]} |",
-                    flush=True,
-                )
+                speeds = [faster(times.get(w)) for w in ("ours", "folded")]
+                peaks = [measured_peak(w, name, batch, training=training) if dtype == "fp32" else "" for w in whose[:2]]
+                cells = [f"{name} ({PAIRS[name]})", way, dtype, f"{times['timm'].median_ms:.1f}", *speeds, *peaks]
+                print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def faster(latency: Latency | None) -> str:
+    """How many times as fast as the first of the race, with quartiles."""
+    if latency is None:
+        return "–"
+    return f"{1 / latency.ratio:.2f} ({1 / latency.ratio_upper:.2f}–{1 / latency.ratio_lower:.2f})"
 
 
 def built(whose: str, name: str) -> nn.Module:
-    """Our network of that name, or timm's that stands beside it."""
+    """Our network of that name, as it is or folded, or timm's that stands beside it."""
     if whose == "ours":
         return create_model(name)
+    if whose == "folded":
+        return fold(create_model(name).eval(), torch.randn(2, 3, 224, 224))
+    declare_torchvision_operators()
     import timm  # pyright: ignore[reportMissingImports] - optional
 
     return timm.create_model(PAIRS[name])
+
+
+def declare_torchvision_operators() -> None:
+    """Beside a CPU build of torch a torchvision wheel for CUDA does not import without them, and timm imports it."""
+    try:
+        library = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    except RuntimeError:
+        return  # they are there
+    KEPT.append(library)
+
+
+KEPT: list[torch.library.Library] = []  # a declaration goes when its library object goes
 
 
 def step(whose: str, name: str, batch: int, dtype: torch.dtype, *, training: bool) -> Callable[[], Any]:

@@ -29,6 +29,9 @@ class Classifier:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     classes: tuple[str, ...]
+    crop: float
+    """Share of the scaled image's tighter side that is shown to it."""
+    interpolation: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +54,16 @@ def load_classifier(source: str, *, trust_code: bool = False) -> Classifier:
         config = read_config(folder)
         model = from_pretrained(folder, trust_code=trust_code)
         return Classifier(
-            model=model, input_size=config.input_size, mean=config.mean, std=config.std, classes=config.classes
-        )
+            model=model, input_size=config.input_size, mean=config.mean, std=config.std, classes=config.classes,
+            crop=config.crop, interpolation=config.interpolation,
+        )  # fmt: skip
     model = create_model(source, pretrained=True).eval()
     row = TRAINED.get(source) or next(row for row in TRAINED.values() if row.architecture == source)
     size = (row.in_chans, *row.input_size)
-    return Classifier(model=model, input_size=size, mean=row.mean, std=row.std, classes=row.classes)
+    return Classifier(
+        model=model, input_size=size, mean=row.mean, std=row.std, classes=row.classes, crop=row.crop,
+        interpolation=row.interpolation,
+    )  # fmt: skip
 
 
 def image_files(paths: Sequence[str | Path]) -> tuple[Path, ...]:
@@ -82,7 +89,7 @@ def predict(
     """One answer a file, in their order; a file that cannot be decoded gets the reason, and the others go on."""
     waiting = iter(files)
     while batch := tuple(islice(waiting, batch_size)):
-        decoded = [_decode(path, classifier.input_size) for path in batch]
+        decoded = [_decode(path, classifier) for path in batch]
         images = [image for image in decoded if isinstance(image, Tensor)]
         answers = iter(_answers(classifier, images, top) if images else ())
         for path, image in zip(batch, decoded, strict=True):
@@ -92,9 +99,13 @@ def predict(
                 yield Prediction(path=str(path), error=image)
 
 
-def _decode(path: Path, size: tuple[int, int, int]) -> Tensor | str:
+def _decode(path: Path, classifier: Classifier) -> Tensor | str:
+    channels, *size = classifier.input_size
     try:
-        return torch.from_numpy(decode_image(path, size=size[1:], channels=size[0]).copy())
+        image = decode_image(
+            path, size=(size[0], size[1]), channels=channels, crop=classifier.crop, interpolation=classifier.interpolation
+        )
+        return torch.from_numpy(image.copy())
     except FileNotFoundError:
         return "does not exist"
     except OSError as error:

@@ -17,7 +17,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save
@@ -31,6 +31,7 @@ from ghostnets.models.catalog import BUILDERS, TRAINED, create_model
 from ghostnets.models.weights import fill, read_weights
 from ghostnets.records import SCHEMA, Plan, from_json, read_json, to_json, write_bytes, write_json
 from ghostnets.training.data import Dataset
+from ghostnets.training.image_folder import CROP_FRACTION
 from ghostnets.upgrading.convert import Edit, edits, restructure
 from ghostnets.upgrading.sites import find_sites
 
@@ -63,6 +64,9 @@ class Config:
     classes: tuple[str, ...]
     edits: tuple[Edit, ...]
     """The layers that became Ghost modules in an upgrade."""
+    crop: float = CROP_FRACTION
+    """Share of the scaled image's tighter side that the network is shown."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     schema: int = SCHEMA
 
 
@@ -138,7 +142,7 @@ def _as_trained(model: nn.Module) -> dict[str, Any]:
     size = (row.in_chans, *row.input_size)
     return {
         "num_classes": len(row.classes), "in_chans": row.in_chans, "input_size": size, "mean": row.mean, "std": row.std,
-        "classes": row.classes,
+        "classes": row.classes, "crop": row.crop, "interpolation": row.interpolation,
     }  # fmt: skip
 
 

@@ -6,14 +6,20 @@ from __future__ import annotations
 import dataclasses
 import urllib.request
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from ghostnets import prediction, pretrained
 from ghostnets.errors import UserError
 from ghostnets.models import catalog, published
 from ghostnets.models.catalog import create_model
-from ghostnets.models.published import PUBLISHED, imagenet_classes
+from ghostnets.models.published import IMAGENET_MEAN, IMAGENET_STD, PUBLISHED, imagenet_classes
+from ghostnets.prediction import load_classifier, predict
+from ghostnets.pretrained import save_pretrained
 
 SMALL = "g_ghost_regnetx_032"
 
@@ -35,9 +41,10 @@ def authors(tmp_path: Path) -> Path:
     return path
 
 
-def row_at(monkeypatch: pytest.MonkeyPatch, address: str) -> published.Published:
-    row = dataclasses.replace(PUBLISHED[f"{SMALL}.in1k"], origin=address)
-    monkeypatch.setattr(catalog, "TRAINED", {**catalog.TRAINED, f"{SMALL}.in1k": row})
+def row_at(monkeypatch: pytest.MonkeyPatch, address: str, **changes: Any) -> published.Published:
+    row = dataclasses.replace(PUBLISHED[f"{SMALL}.in1k"], origin=address, **changes)
+    for room in (catalog, pretrained, prediction):
+        monkeypatch.setattr(room, "TRAINED", {**catalog.TRAINED, f"{SMALL}.in1k": row})
     return row
 
 
@@ -68,6 +75,24 @@ def test_a_file_of_another_network_is_refused_with_its_place(authors: Path, monk
     torch.save({"weight": torch.zeros(1)}, row.place)
     with pytest.raises(UserError, match=f"{row.place} does not fit RegNet: .* missing .* 1 unexpected"):
         create_model(SMALL, pretrained=True)
+
+
+def test_images_are_shown_as_its_publisher_showed_them_also_from_a_saved_folder(
+    authors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row_at(monkeypatch, authors.as_uri(), crop=0.5, interpolation="bicubic", input_size=(64, 64))
+    pixels = np.random.default_rng(0).integers(0, 256, (100, 90, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    # By hand: the shorter side to 64 / 0.5 pixels, then the middle.
+    large = Image.fromarray(pixels).resize((128, 142), Image.Resampling.BICUBIC).crop((32, 39, 96, 103))
+    model = create_model(SMALL, pretrained=True).eval()
+    x = (torch.from_numpy(np.asarray(large).copy()).permute(2, 0, 1) / 255 - torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
+    with torch.no_grad():
+        wanted = model((x / torch.tensor(IMAGENET_STD).view(3, 1, 1))[None]).softmax(1)[0].max()
+    save_pretrained(model, tmp_path / "saved")
+    for source in (SMALL, f"{SMALL}.in1k", str(tmp_path / "saved")):
+        (answer,) = predict(load_classifier(source), [tmp_path / "x.png"], top=1)
+        assert answer.top[0][1] == pytest.approx(float(wanted), rel=1e-3)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

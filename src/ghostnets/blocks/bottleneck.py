@@ -38,7 +38,7 @@ class GhostBottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn_dw(self.conv_dw(self.ghost1(x)))
-        return self.ghost2(self.se(out)) + self.shortcut(x)
+        return self.ghost2(self.se(out)).add_(self.shortcut(x))  # in place: at the first blocks the sums are large
 
 
 def ghost_bottleneck(

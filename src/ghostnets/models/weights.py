@@ -63,6 +63,9 @@ class Weights:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     classes: tuple[str, ...]
+    crop: float = 0.875
+    """Share of the resized image's short side, where an image has another size."""
+    interpolation: str = "bilinear"
     classifier: str
     """The layer whose rows are the classes: it starts anew where another number of classes is asked for."""
     top1: float

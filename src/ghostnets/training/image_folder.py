@@ -24,6 +24,8 @@ SUFFIXES = frozenset(".jpg .jpeg .png .bmp .gif .webp .tif .tiff .ppm .pgm .pbm"
 CROP_FRACTION = 0.875
 """The share of a resized image's short side that the centre crop keeps: 224 of 256, as ImageNet networks are tested."""
 
+INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
 TEST_SHARE = 0.2
 """Of a folder without a split of its own."""
 
@@ -140,10 +142,18 @@ def _decode_all(
     return images, labels, [files[k][0] for k in np.flatnonzero(~good)]
 
 
-def decode_image(path: Path, *, size: tuple[int, int], channels: int) -> np.ndarray:
-    """One image as uint8 (C, H, W), upright (EXIF) and cropped."""
+def decode_image(
+    path: Path,
+    *,
+    size: tuple[int, int],
+    channels: int,
+    crop: float = CROP_FRACTION,
+    interpolation: str = "bilinear",
+) -> np.ndarray:
+    """One image as uint8 (C, H, W), upright (EXIF), scaled until the size fills ``crop`` of its tighter side, and cropped."""
     with Image.open(path) as file:
-        image = _crop(_convert(ImageOps.exif_transpose(file), channels), size)
+        upright = _convert(ImageOps.exif_transpose(file), channels)
+    image = _crop(upright, size, crop, INTERPOLATIONS[interpolation])
     return np.asarray(image).reshape(*size, channels).transpose(2, 0, 1)
 
 
@@ -155,13 +165,13 @@ def _convert(image: Image.Image, channels: int) -> Image.Image:
     return image.convert("RGB" if channels == 3 else "L")
 
 
-def _crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+def _crop(image: Image.Image, size: tuple[int, int], crop: float, filter_: Image.Resampling) -> Image.Image:
     height, width = size
     if (image.height, image.width) == size:
         return image
-    scale = max(int(height / CROP_FRACTION) / image.height, int(width / CROP_FRACTION) / image.width)
+    scale = max(int(height / crop) / image.height, int(width / crop) / image.width)
     new = (max(width, int(image.width * scale + 1e-6)), max(height, int(image.height * scale + 1e-6)))
-    image = image.resize(new, Image.Resampling.BILINEAR)
+    image = image.resize(new, filter_)
     left, top = round((new[0] - width) / 2), round((new[1] - height) / 2)
     return image.crop((left, top, left + width, top + height))
 
