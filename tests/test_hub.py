@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -22,6 +23,7 @@ import torch
 import ghostnets
 from ghostnets.errors import MissingExtra, UserError
 from ghostnets.hub import is_repository, push_to_hub
+from ghostnets.models import published
 from ghostnets.models.published import PUBLISHED
 from ghostnets.pretrained import from_pretrained
 
@@ -200,10 +202,23 @@ def test_a_folder_without_a_network_and_a_wrong_name_are_refused(folder: Path, t
 def test_without_the_library_the_extra_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for call in (lambda: push_to_hub(folder, "me/digits"), lambda: from_pretrained("me/digits"), path):
-        with pytest.raises(MissingExtra, match=r"pip install 'ghostnets\[hub\]'"):
-            call()
+    with pytest.raises(MissingExtra, match=r"pip install 'ghostnets\[hub\]'"):
+        push_to_hub(folder, "me/digits")
+    with pytest.raises(MissingExtra, match=r"me/digits is no folder here, and fetching it .* 'ghostnets\[hub\]'"):
+        from_pretrained("me/digits")
 
 
-def path() -> Path:
-    return PUBLISHED["ghostnet_100.in1k"].path
+def test_published_weights_need_no_library(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    row = PUBLISHED["ghostnet_100.in1k"]
+    asked: list[str] = []
+
+    def fetch(url: str, target: Path, *, otherwise: str) -> Path:
+        asked.append(f"{url} {otherwise}")
+        target.parent.mkdir(parents=True)
+        return shutil.copy(folder / "model.safetensors", target)
+
+    monkeypatch.setattr(published, "fetch", fetch)
+    assert row.path == row.place
+    assert asked[0].startswith("https://huggingface.co/timm/ghostnet_100.in1k/resolve/main/model.safetensors get ")

@@ -320,6 +320,36 @@ def test_an_onnx_file_that_disagrees_is_not_left_behind(
     ).items()
 
 
+def test_a_refused_request_may_be_asked_otherwise_in_the_same_folder(
+    network: nn.Module, dataset: Dataset, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="below what is reachable"):
+        run(network, dataset, out, budget=Budget(macs=0.01))
+    assert not out.exists()
+    run(network, dataset, out, recover="none", epochs=None)
+    with pytest.raises(UserError, match="holds an upgrade already"):
+        run(network, dataset, out, budget=Budget(macs=0.01))
+    assert (out / "upgrade.json").is_file()
+
+
+def test_layers_left_alone_are_logged_with_their_reasons(network: nn.Module, dataset: Dataset, tmp_path: Path) -> None:
+    run(network, dataset, tmp_path / "out", recover="none", epochs=None, ignored_layers=("conv2",))
+    events = [json.loads(line) for line in (tmp_path / "out" / "run.jsonl").read_text().splitlines()]
+    (event,) = [event for event in events if event["event"] == "left alone"]
+    assert event["layers"]["conv2"] == "ignored by request"
+
+
+def test_a_norm_without_statistics_is_timed_as_it_is(dataset: Dataset, tmp_path: Path) -> None:
+    network = load_factory(TINY, "build")
+    norm = next(module for module in network.modules() if isinstance(module, nn.BatchNorm2d))
+    norm.track_running_stats, norm.running_mean, norm.running_var = False, None, None
+    heard: list[dict[str, Any]] = []
+    run(network, dataset, tmp_path / "out", model_name=None, recover="none", epochs=None, listen=heard.append)
+    assert any("timed with its norms" in event.get("text", "") for event in heard)
+    assert (tmp_path / "out" / "upgrade.json").is_file()
+
+
 def test_too_few_images_for_the_least_squares_are_said(network: nn.Module, dataset: Dataset) -> None:
     small = dataclasses.replace(
         dataset,
@@ -382,7 +412,7 @@ def test_a_network_that_cannot_be_used_is_refused_before_a_file_is_written(
     out = tmp_path / "out"
     with pytest.raises(UserError, match=message):
         run(make(), dataset, out, model_name="mine")
-    assert files(out) <= {"state.json", "run.jsonl"}  # NaN that only real images show is found a moment later
+    assert not out.exists()  # also where NaN shows on real images alone, a moment later
 
 
 @pytest.mark.parametrize(
@@ -395,6 +425,9 @@ def test_a_network_that_cannot_be_used_is_refused_before_a_file_is_written(
         ({"epochs": 1.0, "minutes": 2.0}, r"epochs 1 and minutes 2 both say how long .* give one of them"),
         ({"minutes": float("nan")}, r"minutes nan must be above 0"),
         ({"calibration_images": 0}, "calibration images 0 must be at least 1"),
+        ({"recover": "none"}, "recover none asks for none"),  # and epochs
+        ({"seed": -1}, "seed -1 must be at least 0"),
+        ({"seed": 2**64}, "must be at least 0 and below 2"),
         ({"ignored_layers": ("nope",)}, "ignored layer 'nope' does not exist"),
         ({"budget": Budget(macs=0.01)}, r"budget of .* is below what is reachable: the least is .*macs=0\.\d"),
     ],
@@ -404,4 +437,4 @@ def test_a_request_that_cannot_be_met_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         run(network, dataset, tmp_path / "out", **asked)
-    assert files(tmp_path) <= {"out/state.json", "out/run.jsonl"}
+    assert not (tmp_path / "out").exists()

@@ -295,6 +295,22 @@ def test_a_factory_that_fails_says_how(tmp_path: Path, code: str, message: str) 
     assert sys.path == path
 
 
+def test_neighbours_of_the_factory_are_kept_and_found_in_a_fresh_process(tmp_path: Path, dataset: Dataset) -> None:
+    folder, out = tmp_path / "code", tmp_path / "out"
+    folder.mkdir()
+    (folder / "parts_of_mine.py").write_text("from torch import nn\ndef head(): return nn.Linear(4, 10)\n")
+    (folder / "mine.py").write_text(
+        "from torch import nn\nfrom parts_of_mine import head\n"
+        "def build(): return nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head())\n"
+    )
+    source = f"{folder / 'mine.py'}:build"
+    save_pretrained(load_factory(folder / "mine.py", "build"), out, dataset=dataset, source=source)
+    shutil.rmtree(folder)
+    code = f"import ghostnets; print(ghostnets.from_pretrained({str(out)!r}, trust_code=True)[3].out_features)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "10\n", done.stderr
+
+
 def test_a_factory_may_import_its_neighbours(tmp_path: Path) -> None:
     (tmp_path / "neighbour_of_mine.py").write_text("from torch import nn\nclass Net(nn.Module): pass\n")
     (tmp_path / "mine.py").write_text("from neighbour_of_mine import Net\ndef build(): return Net()\n")

@@ -153,9 +153,10 @@ def test_a_whole_number_serves_as_a_float_and_becomes_one() -> None:
     [
         (Budget, "a budget names either macs or ratio, not both and not neither"),
         (lambda: Budget(macs=0.5, ratio=2), "a budget names either macs or ratio, not both and not neither"),
-        (lambda: Budget(macs=0), "budget macs=0 must be above 0"),
-        (lambda: Budget(macs=-1.5), "budget macs=-1.5 must be above 0"),
-        (lambda: Budget(macs=float("nan")), "budget macs=nan must be above 0"),
+        (lambda: Budget(macs=0), "budget macs=0 must be above 0 and finite"),
+        (lambda: Budget(macs=-1.5), "budget macs=-1.5 must be above 0 and finite"),
+        (lambda: Budget(macs=float("inf")), "budget macs=inf must be above 0 and finite"),
+        (lambda: Budget(macs=float("nan")), "budget macs=nan must be above 0 and finite"),
         (lambda: Budget(ratio=1), "ratio 1 must be at least 2: a ratio of 1 leaves a convolution as it is"),
         (lambda: Budget(ratio=2, kernel=0), "kernel 0 must be odd and positive"),
         (lambda: Budget(ratio=2, kernel=4), "kernel 4 must be odd and positive"),

@@ -188,7 +188,7 @@ def branches() -> Drawing:
 
 def ghost_resnet() -> Drawing:
     """The blocks of VGG and ResNet with every convolution a Ghost module."""
-    d = Drawing(860, 270, "Ghost-VGG, Ghost-ResNet: every convolution but the first becomes a Ghost module")
+    d = Drawing(860, 270, "Ghost-VGG, Ghost-ResNet: convolutions become Ghost modules")
     for x, width, title, rows in (
         (16, 190, "VGG", ["3×3"]), (222, 270, "basic block", ["3×3", "3×3"]),
         (508, 336, "bottleneck", ["1×1", "3×3", "1×1"]),

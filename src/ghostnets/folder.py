@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -23,6 +24,9 @@ STATE, LOG, STEPS = "state.json", "run.jsonl", "steps"
 
 Recover = Literal["none", "blocks", "distil"]
 """How accuracy is won back: not at all, block by block, or block by block and then as a whole."""
+
+SEEDS = 2**32
+"""What every library's random numbers take as a seed is below."""
 
 Event = dict[str, Any]
 """A line of the log."""
@@ -61,6 +65,12 @@ class Request:
             raise UserError(
                 f"epochs {self.epochs:g} and minutes {self.minutes:g} both say how long the recovery is: give one of them"
             )
+        if self.recover == "none" and (self.epochs, self.minutes) != (None, None):
+            raise UserError(
+                "epochs and minutes are those of a recovery, and recover none asks for none: leave them out"
+            )
+        if not 0 <= self.seed < SEEDS:
+            raise UserError(f"seed {self.seed} must be at least 0 and below 2^32")
         if self.calibration_images < 1:
             raise UserError(f"calibration images {self.calibration_images} must be at least 1")
 
@@ -84,8 +94,10 @@ class Folder:
     ``listen`` hears every event as it is logged.
     """
 
-    def __init__(self, path: Path, state: State, listen: Callable[[Event], None]) -> None:
+    def __init__(self, path: Path, state: State, listen: Callable[[Event], None], *, fresh: bool) -> None:
         self.path = path
+        self.fresh = fresh
+        """Whether no upgrade was there before."""
         self._state = state
         self._listen = listen
 
@@ -102,6 +114,13 @@ class Folder:
         write_json(self / STATE, self._state)
         self.log({"step": step, "event": "end", **known})
         return known
+
+    def discard(self) -> None:
+        """Remove what an upgrade that was refused has left, and the folder if it is empty then."""
+        for name in (LOG, STATE):
+            (self / name).unlink(missing_ok=True)
+        with suppress(OSError):  # not empty
+            self.path.rmdir()
 
     def log(self, event: Event) -> None:
         """Append a line to ``run.jsonl``, with the time."""
@@ -120,7 +139,7 @@ def open_folder(path: Path, request: Request, *, resume: bool, listen: Callable[
     if not found:
         state = State(request)
         write_json(path / STATE, state)
-        return Folder(path, state, listen)
+        return Folder(path, state, listen, fresh=True)
     if not (path / STATE).is_file():
         raise UserError(f"{path} is not empty and holds no upgrade ({found[0].name}): choose another folder")
     state = from_json(State, read_json(path / STATE))
@@ -134,7 +153,7 @@ def open_folder(path: Path, request: Request, *, resume: bool, listen: Callable[
         )
     for partial in [p for p in (*found, *(path / STEPS).glob("*")) if is_partial(p)]:
         partial.unlink(missing_ok=True)
-    folder = Folder(path, state, listen)
+    folder = Folder(path, state, listen, fresh=False)
     folder.log({"step": "upgrade", "event": "resume"})
     return folder
 

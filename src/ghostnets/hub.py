@@ -27,7 +27,7 @@ def fetch_folder(repository: str) -> Path:
 
     Raises UserError where it cannot be had, MissingExtra without huggingface_hub.
     """
-    hub = _library()
+    hub = _library(f"{repository} is no folder here, and fetching it from the Hugging Face hub")
     try:
         return Path(hub.snapshot_download(repository, allow_patterns=[*NEEDED, CODE_FILE]))
     except Exception as error:  # the library has dozens of kinds, all of them "could not be had"
@@ -47,7 +47,7 @@ def push_to_hub(directory: str | Path, repository: str, *, private: bool = False
     Raises UserError where the folder holds no network or the hub refuses, MissingExtra without huggingface_hub.
     """
     directory = Path(directory)
-    hub = _library()
+    hub = _library("publishing on the Hugging Face hub")
     missing = [name for name in NEEDED if not (directory / name).is_file()]
     if missing:
         raise UserError(f"{directory} holds no saved network: it lacks {' and '.join(missing)}")
@@ -100,11 +100,11 @@ def _figures(values: list[float]) -> str:
     return ", ".join(f"{value:g}" for value in values)
 
 
-def _library() -> Any:
+def _library(feature: str) -> Any:
     try:
         import huggingface_hub
     except ImportError:
-        raise MissingExtra("the Hugging Face hub", "hub") from None
+        raise MissingExtra(feature, "hub") from None
     return huggingface_hub
 
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ghostnets.deploy.fold import fold
 from ghostnets.deploy.onnx import export_onnx
 from ghostnets.deploy.verify import verify_onnx
-from ghostnets.errors import GhostnetsError, MissingExtra, UserError
+from ghostnets.errors import GhostnetsError, MissingExtra, UnsupportedLayer, UserError
 from ghostnets.folder import STEPS, Event, Folder, Recover, Request, open_folder
 from ghostnets.measure.accuracy import top1
 from ghostnets.measure.cost import total_macs, total_params
@@ -178,7 +178,12 @@ def upgrade(
             progress=progress,
         )
         with torch.random.fork_rng(devices=[]):  # fresh modules draw weights that are overwritten
-            return _steps(run, model_name if source.class_name is None else None, command)
+            try:
+                return _steps(run, model_name if source.class_name is None else None, command)
+            except UserError:
+                if run.folder.fresh and run.folder.finished("plan") is None:
+                    run.folder.discard()  # what was asked cannot be: it may be asked otherwise, in the same folder
+                raise
 
 
 def _steps(run: Run, source: str | None, command: Sequence[str]) -> Upgraded:
@@ -236,6 +241,8 @@ def _plan(run: Run) -> Plan:
     if run.folder.finished("plan") is None:
         started = _begin(run, "plan")
         chunks = _calibration(run)
+        if run.anatomy.refused:
+            run.folder.log({"step": "plan", "event": "left alone", "layers": dict(run.anatomy.refused)})
         _warn_of_few_images(run)
         planned = plan(
             run.original,
@@ -332,6 +339,8 @@ def _onnx(run: Run, student: nn.Module) -> None:
     except GhostnetsError as error:
         checked = {"skipped": str(error)}
         run.folder.log({"step": "onnx", "event": "note", "text": f"no model.onnx: {error}"})
+    finally:
+        partial.unlink(missing_ok=True)
     run.folder.finish("onnx", **checked)
 
 
@@ -340,9 +349,8 @@ def _record(run: Run, student: nn.Module, planned: Plan, before: float, command:
     if run.folder.finished("report") is not None:
         return from_json(UpgradeRecord, read_json(path))
     steps = tuple(_done_steps(run))
-    folded = {"before": fold(run.original, run.example), "after": fold(student, run.example)}
     run.progress("latency", 0, 0)
-    latency = torch_latency(folded, run.example, threads=1)
+    latency = torch_latency(_folded(run, before=run.original, after=student), run.example, threads=1)
     costs = {
         name: Cost(
             params=total_params(network),
@@ -368,6 +376,15 @@ def _record(run: Run, student: nn.Module, planned: Plan, before: float, command:
     write_report(run.folder.path)
     run.folder.finish("report")
     return record
+
+
+def _folded(run: Run, **networks: nn.Module) -> dict[str, nn.Module]:
+    """All of them folded, or where one cannot be, all as they are: a race has one rule."""
+    try:
+        return {name: fold(network, run.example) for name, network in networks.items()}
+    except UnsupportedLayer as error:
+        run.folder.log({"step": "latency", "event": "note", "text": f"timed with its norms, not folded: {error}"})
+        return dict(networks)
 
 
 def _done_steps(run: Run) -> Iterator[Step]:
@@ -436,7 +453,7 @@ def _plain(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _fingerprint(dataset: Dataset) -> str:
-    digest = hashlib.sha256(repr((dataset.mean, dataset.std, dataset.classes)).encode())
+    digest = hashlib.sha256(repr((dataset.mean, dataset.std, dataset.classes, dataset.augment)).encode())
     for images in (dataset.train, dataset.test):
         digest.update(repr(tuple(images.pixels.shape)).encode())
         digest.update(images.pixels[:: max(1, len(images) // SAMPLED)].numpy().tobytes())

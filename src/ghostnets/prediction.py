@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from ghostnets.errors import UserError
@@ -32,6 +33,8 @@ class Classifier:
     crop: float
     """Share of the scaled image's tighter side that is shown to it."""
     interpolation: str
+    rescale: bool
+    """Whether an image that already has the size is scaled and cropped like any other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,14 +58,14 @@ def load_classifier(source: str, *, trust_code: bool = False) -> Classifier:
         model = from_pretrained(folder, trust_code=trust_code)
         return Classifier(
             model=model, input_size=config.input_size, mean=config.mean, std=config.std, classes=config.classes,
-            crop=config.crop, interpolation=config.interpolation,
+            crop=config.crop, interpolation=config.interpolation, rescale=config.rescale,
         )  # fmt: skip
     model = create_model(source, pretrained=True).eval()
     row = TRAINED.get(source) or next(row for row in TRAINED.values() if row.architecture == source)
     size = (row.in_chans, *row.input_size)
     return Classifier(
         model=model, input_size=size, mean=row.mean, std=row.std, classes=row.classes, crop=row.crop,
-        interpolation=row.interpolation,
+        interpolation=row.interpolation, rescale=row.rescale,
     )  # fmt: skip
 
 
@@ -76,7 +79,7 @@ def image_files(paths: Sequence[str | Path]) -> tuple[Path, ...]:
         if not path.is_dir():
             found.append(path)
             continue
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file() and p.name[0] != ".")
         if not inside:
             raise UserError(f"{path} holds no images: files such as .jpg or .png were expected")
         found += inside
@@ -103,11 +106,14 @@ def _decode(path: Path, classifier: Classifier) -> Tensor | str:
     channels, *size = classifier.input_size
     try:
         image = decode_image(
-            path, size=(size[0], size[1]), channels=channels, crop=classifier.crop, interpolation=classifier.interpolation
-        )
+            path, size=(size[0], size[1]), channels=channels, crop=classifier.crop,
+            interpolation=classifier.interpolation, rescale=classifier.rescale,
+        )  # fmt: skip
         return torch.from_numpy(image.copy())
     except FileNotFoundError:
         return "does not exist"
+    except Image.DecompressionBombError:
+        return f"is too large: more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels"
     except OSError as error:
         return f"cannot be read: {error.strerror}" if error.strerror else "is no image, or cut short"
     except Exception:  # noqa: BLE001 - decoders raise nearly anything on a damaged file, and none may end the run

@@ -67,6 +67,8 @@ class Config:
     crop: float = CROP_FRACTION
     """Share of the scaled image's tighter side that the network is shown."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    rescale: bool = False
+    """Whether an image of the input's size is scaled and cropped like any other."""
     schema: int = SCHEMA
 
 
@@ -98,7 +100,10 @@ def save_pretrained(
         else _upgraded(model, original, plan, dataset, source)
     )
     if config.model.file is not None:
-        write_bytes(directory / CODE_FILE, Path(str(source).rpartition(":")[0]).read_bytes())
+        code = Path(str(source).rpartition(":")[0])
+        write_bytes(directory / CODE_FILE, code.read_bytes())
+        for neighbour in neighbours(code):
+            write_bytes(directory / neighbour.name, neighbour.read_bytes())
     write_weights(directory / WEIGHTS_FILE, model)
     written = to_json(config)
     written["model"] = {key: value for key, value in written["model"].items() if value}
@@ -143,6 +148,7 @@ def _as_trained(model: nn.Module) -> dict[str, Any]:
     return {
         "num_classes": len(row.classes), "in_chans": row.in_chans, "input_size": size, "mean": row.mean, "std": row.std,
         "classes": row.classes, "crop": row.crop, "interpolation": row.interpolation,
+        "rescale": row.rescale,
     }  # fmt: skip
 
 
@@ -254,6 +260,14 @@ def load_factory(path: Path, factory: str) -> nn.Module:
     return made
 
 
+def neighbours(code: Path) -> tuple[Path, ...]:
+    """The Python files beside ``code`` that it has imported by now, directly or through others."""
+    folder = code.resolve().parent
+    loaded = [getattr(module, "__file__", None) for name, module in list(sys.modules.items()) if "." not in name]
+    files = {Path(file).resolve() for file in loaded if file is not None}
+    return tuple(sorted(file for file in files if file.parent == folder and file != code.resolve()))
+
+
 def describe(source: str | None, model: nn.Module, dataset: Dataset) -> Source:
     """What ``config.json`` says of where ``model`` comes from.
 
@@ -273,6 +287,9 @@ def _source(source: str | None, model: nn.Module, num_classes: int, in_chans: in
 
 
 def _current(data: Any, path: Path) -> Any:
+    if isinstance(data, dict) and "architecture" in data and "model" not in data:
+        name = data["architecture"]
+        raise UserError(f"{path} is timm's, not ours: create_model({name!r}, pretrained=True) loads what it describes")
     schema = data.get("schema") if isinstance(data, dict) else None
     if isinstance(schema, int) and schema > SCHEMA:
         raise UserError(f"{path} has schema {schema}, and this version reads up to {SCHEMA}: update ghostnets")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import secrets
 from dataclasses import dataclass, field
@@ -41,8 +42,8 @@ class Budget:
     def __post_init__(self) -> None:
         if (self.macs is None) == (self.ratio is None):
             raise UserError("a budget names either macs or ratio, not both and not neither")
-        if self.macs is not None and not self.macs > 0:
-            raise UserError(f"budget macs={self.macs} must be above 0")
+        if self.macs is not None and not (math.isfinite(self.macs) and self.macs > 0):
+            raise UserError(f"budget macs={self.macs} must be above 0 and finite")
         if self.ratio is not None and self.ratio < 2:
             raise UserError(f"ratio {self.ratio} must be at least 2: a ratio of 1 leaves a convolution as it is")
         if self.kernel < 1 or self.kernel % 2 == 0:

@@ -135,6 +135,8 @@ def test_info_counts_what_the_paper_counts(tmp_path: Path) -> None:
     assert "5,182,508" in table
     assert "141,150,512" in table
     assert "blocks.6.3.ghost1.primary_conv.0" in table
+    assert "Counted on the network itself" in table
+    assert "ghostnet_100.in1k: 73.958 % top-1 (timm's results-imagenet.csv), Apache-2.0" in table
 
 
 def test_list_is_the_catalogue(tmp_path: Path) -> None:

@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from ghostnets.blocks.branches import fold_branches
 from ghostnets.blocks.ghost import ChannelGather, GhostModule
 from ghostnets.deploy.fold import fold
 from ghostnets.errors import GhostnetsError, UnsupportedLayer, UserError
+from ghostnets.models.catalog import create_model
 from ghostnets.models.resnet import BUILDERS
 
 
@@ -37,6 +39,18 @@ def norms(model: nn.Module) -> int:
 
 def distance(one: Tensor, other: Tensor) -> float:
     return float((one - other).detach().abs().max() / other.detach().abs().max())
+
+
+@pytest.mark.parametrize("name", ["ghostnet_050", "ghostnetv2_100", "ghostnetv3_050", "g_ghost_regnetx_002"])
+def test_attention_branches_and_stages_fold(name: str) -> None:
+    """Every norm that reads a convolution alone; the branches' bare norms are for ``fold_branches``."""
+    model = settle(create_model(name)).eval()
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        for network in (model, fold_branches(model)):
+            folded = fold(network, x)
+            assert distance(folded(x), model(x)) < 1e-4
+    assert norms(folded) == 0
 
 
 @pytest.mark.parametrize("name", BUILDERS)

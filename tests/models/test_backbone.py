@@ -121,7 +121,9 @@ def test_another_classifier(name: str) -> None:
 def test_checkpointing_changes_memory_and_nothing_else(name: str) -> None:
     model = network(name, drop_rate=0.0).double()
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
-    grads = []
+    grads, runs = [], []
+    first = next(module for key, module in model.named_modules() if key.startswith(("blocks.0", "layer1")))
+    first.register_forward_pre_hook(lambda *_: runs.append(model.grad_checkpointing))
     for enable in (False, True):
         model.zero_grad()
         model.set_grad_checkpointing(enable)
@@ -129,6 +131,29 @@ def test_checkpointing_changes_memory_and_nothing_else(name: str) -> None:
         grads.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
     for one, other in zip(*grads, strict=True):
         torch.testing.assert_close(one, other)
+    assert runs == [False, True, True]  # once more on the way back
+
+
+def test_a_network_without_blocks_cannot_be_checkpointed() -> None:
+    with pytest.raises(UserError, match="VGG has no blocks"):
+        network("vgg16").set_grad_checkpointing()
+
+
+def test_places_answer_like_timms() -> None:
+    info = network("ghostnet_050").feature_info
+    assert info[-1]["num_chs"] == info.get("num_chs", -1) == info.channels(-1) == 80
+    assert info.reduction((0, 2)) == [2, 8]
+    assert info.module_name() == [place["module"] for place in info.get_dicts()]
+
+
+def test_timms_other_arguments() -> None:
+    model, x = network("ghostnet_050").eval(), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        _, maps = model.forward_intermediates(x, 2, norm=False, stop_early=False, output_fmt="NCHW")
+        assert len(maps) == 2
+        assert model.forward_head(model.forward_features(x), True).shape == (1, 1280)
+        with pytest.raises(UserError, match="maps are given as they are"):
+            model.forward_intermediates(x, output_fmt="NHWC")
 
 
 @pytest.mark.parametrize(
@@ -143,14 +168,12 @@ def test_dropout_acts_in_training_alone(name: str) -> None:
         assert torch.equal(model(x), model(x))
 
 
-@pytest.mark.parametrize(
-    ("indices", "wanted"), [(None, [0, 1, 2, 3]), (2, [2, 3]), ([0, -1], [0, 3]), ((2, 2), [2]), (0, [])]
-)
+@pytest.mark.parametrize(("indices", "wanted"), [(None, [0, 1, 2, 3]), (2, [2, 3]), ([0, -1], [0, 3]), ((2, 2), [2])])
 def test_places_are_named_as_in_timm(indices: int | list[int] | None, wanted: list[int]) -> None:
     assert taken(indices, 4) == wanted
 
 
-@pytest.mark.parametrize("indices", [5, -1, [4], [-5]])
+@pytest.mark.parametrize("indices", [5, -1, [4], [-5], 0, []])
 def test_places_that_are_not_there_are_refused(indices: int | list[int]) -> None:
     with pytest.raises(UserError, match="do not fit a network with 4 places"):
         taken(indices, 4)
@@ -218,7 +241,10 @@ def test_what_a_network_says_of_itself() -> None:
     assert told["mean"] == (0.485, 0.456, 0.406)
     assert (told["first_conv"], told["classifier"], told["num_classes"]) == ("conv_stem", "classifier", 1000)
     digits = create_model("resnet20.digits").pretrained_cfg
-    assert digits["input_size"] == (1, 32, 32)
+    assert (digits["input_size"], digits["interpolation"]) == ((1, 32, 32), "bilinear")
+    untagged = create_model("ghostnet_100", in_chans=1, num_classes=3).pretrained_cfg  # as with checkpoint_path
+    assert (untagged["mean"], untagged["crop_pct"], untagged["num_classes"]) == ((0.485, 0.456, 0.406), 0.875, 3)
+    assert untagged["input_size"] == (1, 224, 224)
 
 
 def test_every_network_builds_without_memory() -> None:

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 import ghostnets
 from ghostnets.errors import UserError
-from ghostnets.models.catalog import BUILDERS, create_model, list_models
+from ghostnets.models.catalog import BUILDERS, create_model, for_channels, list_models
 from ghostnets.models.published import PUBLISHED as REMOTE
 from ghostnets.models.resnet import CifarResNet
 from ghostnets.models.weights import WEIGHTS
@@ -94,8 +95,27 @@ def test_another_number_of_classes_starts_only_the_classifier_anew(name: str) ->
         if not key.startswith(row.classifier):
             assert torch.equal(tensor, stored[key].to(tensor.dtype))
     assert model(torch.zeros(2, row.in_chans, 32, 32)).shape == (2, 3)
-    with pytest.raises(UserError, match=f"trained on {row.in_chans} channels"):
-        create_model(name, pretrained=True, in_chans=row.in_chans + 1)
+    maps = create_model(name, pretrained=True, num_classes=0).eval()
+    full = create_model(name, pretrained=True).eval()
+    x = torch.randn(2, row.in_chans, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(full.get_classifier()(maps(x)), full(x))
+
+
+def test_a_first_convolution_reads_other_channels() -> None:
+    """The same image in every channel gives the same answer."""
+    weight, x = torch.randn(4, 3, 3, 3), torch.randn(2, 1, 8, 8)
+    wanted = F.conv2d(x.expand(-1, 3, -1, -1), weight)
+    for channels in (1, 2, 3, 5, 6, 7):
+        own = for_channels(weight, channels)
+        assert own.shape == (4, channels, 3, 3)
+        if channels in {1, 3, 6}:
+            torch.testing.assert_close(F.conv2d(x.expand(-1, channels, -1, -1), own), wanted, rtol=1e-4, atol=1e-4)
+    digits = create_model("resnet20.digits", pretrained=True).eval()
+    colour = create_model("resnet20.digits", pretrained=True, in_chans=4).eval()
+    with torch.no_grad():
+        grey = torch.randn(2, 1, 32, 32)
+        torch.testing.assert_close(colour(grey.expand(-1, 4, -1, -1)), digits(grey), rtol=1e-4, atol=1e-4)
 
 
 def test_a_checkpoint_fills_the_network(tmp_path: Path) -> None:
@@ -121,7 +141,8 @@ def test_a_checkpoint_fills_the_network(tmp_path: Path) -> None:
         ("resnet56", {"pretrained": True}, "resnet56 does not come trained; these do: g_ghost_regnetx_032.in1k, "),
         ("resnet20", {"ratio": 2}, "resnet20 has no option 'ratio': it takes num_classes, in_chans"),
         ("ghost_resnet20", {"depth": 20}, "no option 'depth'"),
-        ("resnet20", {"num_classes": 0}, "num_classes 0 of resnet20"),
+        ("resnet20", {"num_classes": -1}, "num_classes -1 of resnet20"),
+        ("resnet20", {"global_pool": ""}, "without global_pool a classifier of 10 classes has nothing to read"),
         ("resnet20", {"in_chans": -1}, "in_chans -1"),
         ("resnet20", {"in_chans": 1.5}, "in_chans 1.5"),
         ("ghost_resnet20", {"ratio": 0}, "ratio 0"),
@@ -142,6 +163,8 @@ def test_lists_follow_the_pattern_and_the_number() -> None:
         assert set(list_models(pattern)) == {name for name in BUILDERS if fnmatch(name, pattern)}
     assert list_models(pretrained=True) == sorted({*WEIGHTS, *REMOTE})
     assert list_models("*.digits", pretrained=True) == ["resnet20.digits"]
+    assert list_models("ghostnet_100", pretrained=True) == ["ghostnet_100.in1k"]
+    assert list_models(["ghostnet_0*", "resnet2?"], exclude_filters="*20") == ["ghostnet_050"]
 
 
 def test_the_package_offers_both() -> None:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ghostnets.blocks.branches import fold_branches
+from ghostnets.blocks.stage import GhostStage
 from ghostnets.measure.cost import total_macs, total_params
 from ghostnets.models.catalog import BUILDERS, create_model
 from ghostnets.models.ghostnet import ghostnet
@@ -106,6 +107,25 @@ def test_ghost_vgg(ratio: int, cheap_size: int) -> None:
     assert (macs(model, images("ghost_vgg16")) - hidden) / 1e6 == pytest.approx(millions, abs=0.006)
 
 
+def test_plain_vgg() -> None:
+    hidden = 512 * 512 + 512 * 10
+    assert (macs(create_model("vgg16"), images("vgg16")) - hidden) / 1e6 == pytest.approx(313.20, abs=0.006)
+
+
+def test_ghost_resnet56_of_1x1_ghosts_is_the_papers() -> None:
+    model = create_model("ghost_resnet56", cheap_size=1)
+    assert total_params(model) == 430_090
+    assert macs(model, images("resnet56")) / 1e6 == pytest.approx(63.22, abs=0.006)
+
+
+def test_g_ghost_resnet101_lacks_the_mindspore_versions_one_convolution() -> None:
+    """Facts I.5: 38.217 M with a 1×1 convolution in place of every stage's slice."""
+    with torch.device("meta"):
+        model = create_model("g_ghost_resnet101")
+    slices = sum(s.raw * s.cheap[0].out_channels + s.raw * s.raw for s in model.modules() if isinstance(s, GhostStage))
+    assert (total_params(model) + slices) / 1e6 == pytest.approx(38.217, abs=0.01)
+
+
 def test_ghost_resnet50_of_ratio_4() -> None:
     model = create_model("ghost_resnet50", ratio=4)
     assert total_params(model) == 8_151_752
@@ -146,6 +166,10 @@ def test_ghostnetv3_folded(name: str, millions: float) -> None:
     model = create_model(f"ghostnetv3_{name}")
     folded = fold_branches(model)
     assert total_params(folded) / 1e6 == pytest.approx(millions, abs=0.006)
+    with torch.device("meta"):
+        second = create_model("ghostnetv2_100", width=int(name) / 100)
+    x = torch.zeros(1, 3, 224, 224, device="meta")
+    assert macs(folded.to("meta"), x) == macs(second, x)  # the same graph (facts J.2)
     if name == "100":
         assert total_params(model) / 1e6 == pytest.approx(8.13, abs=0.006)
 

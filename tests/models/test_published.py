@@ -34,7 +34,7 @@ def authors(tmp_path: Path) -> Path:
     """A file as the authors save theirs: every name behind ``module.``, inside a training checkpoint."""
     model = create_model(SMALL)
     for tensor in model.state_dict().values():
-        if tensor.is_floating_point():
+        if tensor.is_floating_point() and tensor.dim() == 1:
             tensor.uniform_(0.5, 1.5)
     path = tmp_path / "g_ghost.pth"
     torch.save({"epoch": 120, "state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, path)
@@ -69,6 +69,14 @@ def test_what_cannot_be_fetched_says_what_to_put_where(tmp_path: Path, monkeypat
     assert not list(row.place.parent.glob("*"))
 
 
+def test_a_page_that_arrives_in_place_of_the_file_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "login.pth").write_text("<html>log in first</html>")
+    row = row_at(monkeypatch, (tmp_path / "login.pth").as_uri())
+    with pytest.raises(UserError, match=f"no file of weights and was deleted .* put it here as {row.place}"):
+        create_model(SMALL, pretrained=True)
+    assert not list(row.place.parent.glob("*"))
+
+
 def test_a_file_of_another_network_is_refused_with_its_place(authors: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = row_at(monkeypatch, authors.as_uri())
     row.place.parent.mkdir(parents=True)
@@ -86,7 +94,7 @@ def test_images_are_shown_as_its_publisher_showed_them_also_from_a_saved_folder(
     # By hand: the shorter side to 64 / 0.5 pixels, then the middle.
     large = Image.fromarray(pixels).resize((128, 142), Image.Resampling.BICUBIC).crop((32, 39, 96, 103))
     model = create_model(SMALL, pretrained=True).eval()
-    x = (torch.from_numpy(np.asarray(large).copy()).permute(2, 0, 1) / 255 - torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
+    x = torch.from_numpy(np.asarray(large).copy()).permute(2, 0, 1) / 255 - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)
     with torch.no_grad():
         wanted = model((x / torch.tensor(IMAGENET_STD).view(3, 1, 1))[None]).softmax(1)[0].max()
     save_pretrained(model, tmp_path / "saved")

@@ -12,8 +12,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ghostnets.blocks.ghost import GhostModule, ghost_conv
+from ghostnets.measure.accuracy import top1
 from ghostnets.measure.cost import total_macs, total_params
+from ghostnets.models.catalog import create_model
 from ghostnets.models.resnet import BUILDERS, DEPTHS, CifarResNet, ShortcutA, cifar_resnet, ghost_cifar_resnet
+from ghostnets.training.augment import batches
+from ghostnets.training.data import load_dataset, normalise
 
 IMAGE = torch.zeros(1, 3, 32, 32)
 
@@ -63,6 +67,17 @@ def test_an_independent_author_s_weights_load_by_name(data_root: Path) -> None:
     model.load_state_dict(load_file(file), strict=True)
     with torch.no_grad():
         assert bool(torch.isfinite(model.eval()(torch.randn(2, 3, 32, 32))).all())
+
+
+def test_an_independent_author_s_network_is_right_on_9339_test_images(data_root: Path) -> None:
+    file = data_root / "weights" / "resnet56_cifar10.safetensors"
+    if not file.is_file():
+        pytest.skip("the published ResNet-56 weights are not there")
+    model = create_model("resnet56", checkpoint_path=file).eval().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    data = load_dataset("cifar10", data_dir=data_root)
+    drawn = batches(data.test, batch_size=500)
+    found = top1(model, ((normalise(pixels, data.mean, data.std), labels) for pixels, labels in drawn))
+    assert found == pytest.approx(93.39, abs=0.005)
 
 
 @pytest.mark.parametrize(("cin", "out", "stride"), [(16, 32, 2), (3, 8, 2), (4, 4, 1), (2, 5, 3)])

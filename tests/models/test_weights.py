@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
 import re
@@ -69,6 +70,7 @@ WRAPPED = {
     "state_dict": lambda s: {"epoch": 7, "state_dict": s},
     "model": lambda s: {"model": s, "optimizer": {"lr": 0.1}},
     "both": lambda s: {"model": {}, "model_ema": {"state_dict": s}},
+    "timm's": lambda s: {"epoch": 7, "arch": "x", "state_dict": s, "args": argparse.Namespace(lr=0.1, opt="sgd")},
     "data parallel": lambda s: {f"module.{n}": t for n, t in s.items()},
     "compiled in data parallel": lambda s: {f"module._orig_mod.{n}": t for n, t in s.items()},
     "averaged": lambda s: {"ema": {"n_averaged": torch.tensor(3), **{f"module.{n}": t for n, t in s.items()}}},

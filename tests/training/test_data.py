@@ -318,9 +318,29 @@ def test_a_wrong_cifar_file_is_named(tiny_cifar: Path, act: Callable[[Path], Non
     assert cifar10.URL in str(caught.value)
 
 
-def test_a_data_dir_without_cifar_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds CIFAR-10's binary version"):
-        load_dataset("cifar10", data_dir=tmp_path)
+def test_a_data_dir_without_cifar_comes_before_the_other_places_and_gets_the_download(
+    tmp_path: Path, tiny_cifar: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty = tmp_path / "empty"
+    monkeypatch.setenv("GHOSTNETS_DATA", str(tiny_cifar))
+    assert cifar10.locate(empty, download=False) == tiny_cifar
+    assert cifar10.locate(tiny_cifar, download=False) == tiny_cifar
+    monkeypatch.delenv("GHOSTNETS_DATA")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(UserError, match="there is no CIFAR-10 here"):
+        cifar10.locate(empty, download=False)
+    monkeypatch.setattr(cifar10, "_download", lambda root: root / "downloaded")
+    assert cifar10.locate(empty, download=True) == empty / "downloaded"
+
+
+def test_a_data_dir_is_cifars_alone(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is where CIFAR-10 lies, and digits was asked"):
+        load_dataset("digits", data_dir=tmp_path)
+
+
+def test_whether_a_mirror_image_is_the_same_thing_may_be_said() -> None:
+    assert not load_dataset("digits").augment.flip
+    assert load_dataset("digits", flip=True).augment.flip
 
 
 def test_without_a_download_the_address_and_the_place_are_named(

@@ -233,3 +233,17 @@ def test_a_plan_is_the_same_for_the_same_seed_and_leaves_everything_as_it_was(
     assert plan(model, lambda: whole, Budget(macs=0.6), seed=5) == first
     assert not images.requires_grad
     assert first.calibration_images == 40
+
+
+def test_what_stays_says_why() -> None:
+    sites = [site("a"), site("b", channels=2)]
+    dear = [Candidate("a", 2, 3, tuple(range(8)), 0.5), Candidate("b", 2, 7, (0, 1), 0.0)]
+    whole = sum(s.macs for s in sites)
+
+    def reasons(macs: float, order: Order) -> list[str]:
+        orders: dict[str, Order] = dict.fromkeys(("a", "b"), order)
+        found = solve(sites, dear, Budget(macs=macs), orders=orders, macs=whole, params=1, seed=0, images=1)
+        return [d.reason for d in found.decisions if d.decision == "keep"]
+
+    assert reasons(1.0, "folded") == ["nothing has to be saved within this budget"] * 2
+    assert reasons(0.99, "gather")[-1] == "no Ghost module saves anything here, its gather counted"

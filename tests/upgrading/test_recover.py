@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from ghostnets.training.data import Augment, Dataset, Images
 from ghostnets.upgrading.convert import convert
 from ghostnets.upgrading.lesson import block_outputs
 from ghostnets.upgrading.plan import plan
-from ghostnets.upgrading.recover import RECIPES, recover
+from ghostnets.upgrading.recover import _fitting, recover
 
 
 def dataset(count: int, *, labels: bool = True) -> Dataset:
@@ -122,8 +123,59 @@ def test_too_few_images_are_named(count: int, case: tuple[nn.Module, nn.Module, 
         recovered((student, original, found, dataset(count)))
 
 
-def test_blocks_need_no_labels() -> None:
-    assert RECIPES["blocks"].answers == 0
+@pytest.mark.parametrize(("mode", "same"), [("blocks", True), ("distil", False)])
+def test_labels_are_read_by_distil_alone(
+    mode: str, same: bool, case: tuple[nn.Module, nn.Module, Plan, Dataset]
+) -> None:
+    student, original, found, data = case
+    assert data.train.labels is not None
+    others = Images(pixels=data.train.pixels, labels=data.train.labels.flip(0))
+    wrong = dataclasses.replace(data, train=others)
+    results = [bits(recovered((student, original, found, given), mode=mode)) for given in (data, wrong)]
+    assert (results[0] == results[1]) is same
+
+
+def test_minutes_become_steps_and_a_stop_before_that_starts_anew(
+    case: tuple[nn.Module, nn.Module, Plan, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ghostnets.upgrading.recover.CHECKPOINT_SECONDS", 0.0)
+    calls: list[tuple[int, int]] = []
+
+    def stop(_what: str, done: int, total: int) -> None:
+        calls.append((done, total))
+        if len(calls) == 12:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        recovered(case, epochs=None, minutes=0.05, folder=tmp_path, progress=stop)
+    assert not list(tmp_path.glob("*.ckpt"))
+    again: list[tuple[int, int]] = []
+    done = recovered(
+        case, epochs=None, minutes=0.05, folder=tmp_path, progress=lambda _w, done, total: again.append((done, total))
+    )
+    steps = again[-1][1]
+    assert steps > 25  # of 3 seconds far more than those that were timed
+    assert again[-1][0] == steps
+    assert bits(done)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [({"mode": "pray"}, "recovery 'pray' is not known"), ({"batch_size": 0}, "batch size 0 must be at least 1")],
+)
+def test_what_cannot_be_is_refused(
+    asked: dict[str, Any], message: str, case: tuple[nn.Module, nn.Module, Plan, Dataset]
+) -> None:
+    with pytest.raises(UserError, match=message):
+        recovered(case, **asked)
+
+
+def test_large_images_come_in_smaller_batches() -> None:
+    def sizes(side: int) -> tuple[int, int]:
+        images = Images(pixels=torch.zeros(1, 1, side, side, dtype=torch.uint8).expand(100, -1, -1, -1), labels=None)
+        return _fitting(images, 64, 16), _fitting(images, 250, 1)
+
+    assert [sizes(side) for side in (8, 64, 112, 224)] == [(64, 250), (64, 64), (20, 20), (16, 5)]
 
 
 def test_images_without_labels_will_do(case: tuple[nn.Module, nn.Module, Plan, Dataset]) -> None:

@@ -301,3 +301,22 @@ def test_norms_of_the_converted_network_have_the_statistics_of_their_input(settl
         still = student.eval()(images)
         moving = student.train()(images)
     assert float((moving - still).square().mean() / still.var()) < 1e-2  # the first step in train mode is harmless
+
+
+def test_more_images_than_rows_take_no_more_memory() -> None:
+    model = nn.Sequential(nn.Conv2d(5, 6, 3, padding=1), nn.ReLU()).eval()
+    chunks = [torch.randn(4, 5, 6, 6) for _ in range(10)]
+    anatomy = find_sites(model, chunks[0])
+    (site,) = anatomy.sites
+    both = Walk(anatomy.trace, model, model, lambda: chunks, seed=0)
+    assert both.some(100) == dict.fromkeys(range(10), 4)
+    assert both.some(8) == {0: 4, 5: 4}
+    sample, _, drawn = transfer._sample(both, anatomy.places[site.name], model[0], 8, None, 0)  # pyright: ignore[reportArgumentType]
+    assert sample.rows.shape == (8, 5, 9)
+    assert [len(positions) for positions in drawn] == [4, 0, 0, 0, 0, 4, 0, 0, 0, 0]
+    few = transfer._sample(both, anatomy.places[site.name], model[0], 80, None, 0)[0]  # pyright: ignore[reportArgumentType]
+    assert few.rows.shape == (80, 5, 9)
+    # They are the patches that these images have, wherever they were drawn.
+    patches = F.unfold(chunks[5], 3, padding=1).view(4, 5, 9, 36)
+    for image in range(4):
+        assert any(torch.equal(sample.rows[4 + image], patches[image, :, :, place]) for place in range(36))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ghostnets.blocks.bottleneck import GhostBottleneck, shortcut, squeeze_excite
 from ghostnets.blocks.conv import merged
-from ghostnets.blocks.dfc_attention import attend, short_conv
+from ghostnets.blocks.dfc_attention import Attention
 from ghostnets.blocks.replace import replace_
 
 BRANCHES = 3  # facts J.2
@@ -51,13 +51,13 @@ class BranchedGhostModule(nn.Module):
         self.cheap_rpr_conv = nn.ModuleList([ConvNorm(count, count, cheap_size, groups=count) for _ in range(BRANCHES)])
         self.cheap_rpr_scale = ConvNorm(count, count, 1, groups=count)
         self.cheap_activation = nn.ReLU(inplace=True) if relu else nn.Identity()
-        self.short_conv = short_conv(in_channels, out_channels) if attention else None
+        self.short_conv = Attention(in_channels, out_channels) if attention else None
 
     def forward(self, x: Tensor) -> Tensor:
         intrinsic = self.primary_activation(total(self.primary_rpr_conv, x))
         ghosts = self.cheap_activation(total(self._cheap(), intrinsic))
         made = torch.cat([intrinsic, ghosts], 1)[:, : self.out_channels]
-        return made if self.short_conv is None else attend(self.short_conv, x, made)
+        return made if self.short_conv is None else self.short_conv(x, made)
 
     def _cheap(self) -> tuple[nn.Module, ...]:
         return (self.cheap_rpr_scale, self.cheap_rpr_skip, *self.cheap_rpr_conv)
@@ -80,7 +80,7 @@ class FoldedGhostModule(nn.Module):
         *,
         primary_conv: nn.Sequential,
         cheap_operation: nn.Sequential,
-        short_conv: nn.Sequential | None,
+        short_conv: Attention | None,
         out_channels: int,
     ) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class FoldedGhostModule(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         intrinsic = self.primary_conv(x)
         made = torch.cat([intrinsic, self.cheap_operation(intrinsic)], 1)[:, : self.out_channels]
-        return made if self.short_conv is None else attend(self.short_conv, x, made)
+        return made if self.short_conv is None else self.short_conv(x, made)
 
 
 class BranchedGhostBottleneck(nn.Module):

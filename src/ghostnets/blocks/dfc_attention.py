@@ -11,19 +11,23 @@ from ghostnets.blocks.ghost import GhostModule
 REACH = 5  # pixels along each axis, at half the resolution (facts J.1)
 
 
-def short_conv(in_channels: int, out_channels: int) -> nn.Sequential:
-    """The attention's own convolutions: across channels, along rows, along columns; each with a norm, none with a ReLU."""
-    across = nn.Conv2d(in_channels, out_channels, 1, bias=False)
-    row = nn.Conv2d(out_channels, out_channels, (1, REACH), padding=(0, REACH // 2), groups=out_channels, bias=False)
-    column = nn.Conv2d(out_channels, out_channels, (REACH, 1), padding=(REACH // 2, 0), groups=out_channels, bias=False)
-    layers = [layer for conv in (across, row, column) for layer in (conv, nn.BatchNorm2d(out_channels))]
-    return nn.Sequential(*layers)
+class Attention(nn.Sequential):
+    """Weighs ``made`` (N, out, H, W) at every place by what its convolutions see of ``x`` (N, in, H, W) at half its size.
 
+    They go across channels, along rows and along columns; each has a norm, none a ReLU.
+    """
 
-def attend(short: nn.Module, x: Tensor, made: Tensor) -> Tensor:
-    """``made`` (N, out, H, W), weighed at every place by what ``short`` sees of ``x`` (N, in, H, W) at half its size."""
-    gate = short(F.avg_pool2d(x, [min(2, side) for side in x.shape[-2:]])).sigmoid()  # one pixel cannot be halved
-    return made * F.interpolate(gate, size=made.shape[-2:], mode="nearest")
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        own = {"groups": out_channels, "bias": False}
+        across = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        row = nn.Conv2d(out_channels, out_channels, (1, REACH), padding=(0, REACH // 2), **own)
+        column = nn.Conv2d(out_channels, out_channels, (REACH, 1), padding=(REACH // 2, 0), **own)
+        super().__init__(*(layer for conv in (across, row, column) for layer in (conv, nn.BatchNorm2d(out_channels))))
+
+    def forward(self, x: Tensor, made: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        half = F.avg_pool2d(x, [min(2, side) for side in x.shape[-2:]])  # one pixel cannot be halved
+        gate = super().forward(half).sigmoid()
+        return made * F.interpolate(gate, size=made.shape[-2:], mode="nearest")
 
 
 class AttentiveGhostModule(GhostModule):
@@ -31,7 +35,7 @@ class AttentiveGhostModule(GhostModule):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels)
-        self.short_conv = short_conv(in_channels, out_channels)
+        self.short_conv = Attention(in_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return attend(self.short_conv, x, super().forward(x))
+        return self.short_conv(x, super().forward(x))

@@ -14,6 +14,8 @@ from ghostnets.cli.arguments import image_size_of
 from ghostnets.errors import UserError
 
 if TYPE_CHECKING:  # PyTorch takes seconds, and --help needs none
+    from collections.abc import Iterator
+
     from ghostnets.measure.cost import LayerCost
 
 
@@ -43,8 +45,10 @@ def info(
     import torch
 
     from ghostnets.measure.cost import layer_costs, total_params
-    from ghostnets.pretrained import build
+    from ghostnets.pretrained import build, is_file
 
+    if num_classes is not None and is_file(name):
+        raise UserError(f"--num-classes is for networks of the catalogue: {name} decides its own")
     model = build(name, num_classes=num_classes).eval()
     channels = next((m.in_channels for m in model.modules() if isinstance(m, torch.nn.Conv2d)), 3)
     size = image_size_of(input_size) or getattr(model, "input_size", (224, 224))
@@ -59,7 +63,17 @@ def info(
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else WIDE  # a file or a pipe has no width of its own
-    print(_table(name, size, layers, total, Console(highlight=False, width=width)))
+    print(_table(name, size, layers, total, Console(highlight=False, width=width)), *_sources(name), sep="\n")
+
+
+def _sources(name: str) -> Iterator[str]:
+    """Where the figures come from, and what is known of the weights of that name."""
+    from ghostnets.models.catalog import TRAINED
+
+    yield "Counted on the network itself, norms' parameters included; a multiply-add counts once, norms count none."
+    for tagged, row in TRAINED.items():
+        if name in {tagged, row.architecture}:
+            yield f"{tagged}: {row.top1:g} % top-1 ({row.measured}), {row.license}"
 
 
 def _table(

@@ -51,15 +51,15 @@ def interrupts() -> Generator[Callable[[], None], None, None]:
 @contextmanager
 def watching(console: Console) -> Generator[Callable[[str, int, int], None], None, None]:
     """A function to tell what is going on, how much of it is done, and of how much (0: unknown)."""
-    current = ""
+    current = ("", 0)
     report: Callable[[int], None] = lambda _: None  # noqa: E731
     with ExitStack() as shown:
 
         def tell(what: str, done: int, total: int) -> None:
             nonlocal current, report
-            if what != current:
+            if (what, total) != current:  # a total that is known better now starts the bar anew
                 shown.close()
-                current, report = what, shown.enter_context(progress(what, total or None, console))
+                current, report = (what, total), shown.enter_context(progress(what, total or None, console))
             report(done)
 
         yield tell

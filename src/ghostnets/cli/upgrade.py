@@ -34,6 +34,7 @@ def upgrade(
     mean: str | None = None,
     std: str | None = None,
     input_size: str | None = None,
+    no_flip: bool = False,
     budget: str | None = None,
     ratio: int | None = None,
     kernel: int = Budget.kernel,
@@ -63,6 +64,7 @@ def upgrade(
         mean: of the images the network was trained on, a figure a channel: 0.485,0.456,0.406
         std: the same for the standard deviation
         input_size: height,width of the images
+        no_flip: never train on mirror images, because they are something else (signs, letters)
         budget: macs=0.5 for half the multiply-adds, macs=60e6 for so many
         ratio: instead of a budget: one in so many maps stays, at every site
         kernel: side of the cheap depthwise filters
@@ -100,7 +102,7 @@ def upgrade(
         tell(what, of_it, total)
 
     try:
-        network, dataset = _load(model, weights, data, data_dir, mean, std, input_size)
+        network, dataset = _load(model, weights, data, data_dir, mean, std, input_size, no_flip=no_flip)
         with watching(console) as tell, interrupts() as check:
             for note in dataset.notes:
                 listen({"event": "note", "text": note})
@@ -157,32 +159,36 @@ def _load(
     mean: str | None,
     std: str | None,
     input_size: str | None,
+    *,
+    no_flip: bool,
 ) -> tuple[nn.Module, Dataset]:
     """The network with its weights, and the images it is for. What is quickly refused is looked at first."""
     from torch import nn
 
-    from ghostnets.models.catalog import create_model
-    from ghostnets.models.weights import WEIGHTS, fill, read_weights
+    from ghostnets.models.catalog import TRAINED, create_model
+    from ghostnets.models.weights import Weights, fill, read_weights
     from ghostnets.pretrained import build, image_size, is_file
     from ghostnets.training.data import load_dataset
 
-    row = WEIGHTS.get(model)
+    row = TRAINED.get(model)
+    home = row.data if isinstance(row, Weights) else None
     network = build(model)
     if weights is None and row is None and not is_file(model):  # a file's function may load its own
         raise UserError(f"{model} comes without weights: name a file of them with --weights")
     tensors = read_weights(weights) if weights is not None else None
-    if data is None and row is None:
+    if data is None and home is None:
         raise UserError(
             f"it is not known what images {model} is for: name them with --data (digits, cifar10 or a folder)"
         )
-    known = row if row is not None and data in {None, row.data} else None
+    known = row if row is not None and (home is None or data in {None, home}) else None
     first = next((m.in_channels for m in network.modules() if isinstance(m, nn.Conv2d)), 3)
     dataset = load_dataset(
-        data or (row.data if row is not None else ""),
+        data or home or "",
         data_dir=data_dir,
         mean=_figures("--mean", mean) or (known.mean if known else None),
         std=_figures("--std", std) or (known.std if known else None),
         size=image_size_of(input_size),
+        flip=False if no_flip else None,
         channels=first if data is not None and Path(data).is_dir() and first in {1, 3} else None,
     )
     if tensors is None:

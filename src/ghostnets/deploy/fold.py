@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ghostnets.blocks.conv import merged
+from ghostnets.blocks.dfc_attention import Attention
 from ghostnets.blocks.ghost import ChannelGather, GhostModule
 from ghostnets.blocks.replace import replace_
 from ghostnets.errors import GhostnetsError, UnsupportedLayer, UserError
@@ -82,13 +83,17 @@ def _ghost_pairs(modules: dict[str, nn.Module]) -> Iterator[tuple[str, str]]:
             for branch in ("primary_conv", "cheap_operation"):
                 if f"{name}.{branch}" in modules:
                     yield f"{name}.{branch}.0", f"{name}.{branch}.1"
+        if isinstance(module, Attention):
+            yield from ((f"{name}.{index}", f"{name}.{index + 1}") for index in range(0, len(module), 2))
 
 
 class _Tracer(fx.Tracer):
-    """Looks into every module but PyTorch's and our two that compute with sizes or ask for gradients."""
+    """Looks into every module but PyTorch's and our three that compute with sizes or ask for gradients."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, GhostModule | ChannelGather) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, GhostModule | Attention | ChannelGather) or super().is_leaf_module(
+            m, module_qualified_name
+        )
 
 
 def _merge_(model: nn.Module, conv_name: str, norm_name: str) -> None:

@@ -27,21 +27,31 @@ class Feature:
     """Pixels of the image to one of the map, along each axis."""
     module: str
 
+    def __getitem__(self, key: str) -> int | str:
+        """The same by name, as timm's dicts have it."""
+        return asdict(self)[key]
+
 
 class FeatureInfo(tuple[Feature, ...]):
-    """The places, from the finest to the coarsest; ``channels()`` and ``reduction()`` as in timm."""
+    """The places, from the finest to the coarsest, with the methods of timm's."""
 
-    def channels(self) -> list[int]:
-        """Of every place."""
-        return [feature.num_chs for feature in self]
+    def get(self, key: str, idx: int | Sequence[int] | None = None) -> Any:
+        """One figure of one place (a number), of some (a sequence) or of every place (None)."""
+        if isinstance(idx, int):
+            return self[idx][key]
+        return [self[i][key] for i in (range(len(self)) if idx is None else idx)]
 
-    def reduction(self) -> list[int]:
-        """Of every place."""
-        return [feature.reduction for feature in self]
+    def channels(self, idx: int | Sequence[int] | None = None) -> Any:
+        """Of one place, some or all."""
+        return self.get("num_chs", idx)
 
-    def module_name(self) -> list[str]:
-        """Of every place."""
-        return [feature.module for feature in self]
+    def reduction(self, idx: int | Sequence[int] | None = None) -> Any:
+        """Of one place, some or all."""
+        return self.get("reduction", idx)
+
+    def module_name(self, idx: int | Sequence[int] | None = None) -> Any:
+        """Of one place, some or all."""
+        return self.get("module", idx)
 
     def get_dicts(self) -> list[dict[str, Any]]:
         """Every place as a dict."""
@@ -70,10 +80,13 @@ class Backbone(nn.Module):
     model_args: Mapping[str, Any] = MappingProxyType({})
     """What ``create_model`` gave the builder beside classes and channels."""
     grad_checkpointing: bool = False
+    checkpointed: tuple[str, ...] = ("blocks", "layer")
+    """How the names of the steps begin that are worth computing twice; stems and activations are not."""
 
     def __init__(self, *, num_classes: int, drop_rate: float, global_pool: str) -> None:
         super().__init__()
-        self.num_classes, self.drop_rate, self.global_pool = num_classes, drop_rate, checked_pool(global_pool)
+        self.num_classes, self.drop_rate = num_classes, drop_rate
+        self.global_pool = checked_pool(global_pool, num_classes)
 
     def steps(self) -> Iterator[tuple[str, nn.Module]]:
         """Name and module of everything before the head, in order."""
@@ -93,7 +106,7 @@ class Backbone(nn.Module):
             x = self._step(name, step, x)
         return x
 
-    def forward_head(self, x: Tensor, *, pre_logits: bool = False) -> Tensor:
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:  # noqa: FBT001, FBT002 - timm's signature
         """Logits (N, num_classes) of the last maps, or with ``pre_logits`` what the classifier reads."""
         x = F.dropout(self.pre_logits(x), self.drop_rate, self.training)
         return x if pre_logits else self.get_classifier()(x)
@@ -107,7 +120,9 @@ class Backbone(nn.Module):
         x: Tensor,
         indices: int | Sequence[int] | None = None,
         *,
+        norm: bool = False,
         stop_early: bool = False,
+        output_fmt: str = "NCHW",
         intermediates_only: Literal[False] = False,
     ) -> tuple[Tensor, list[Tensor]]: ...
 
@@ -117,7 +132,9 @@ class Backbone(nn.Module):
         x: Tensor,
         indices: int | Sequence[int] | None = None,
         *,
+        norm: bool = False,
         stop_early: bool = False,
+        output_fmt: str = "NCHW",
         intermediates_only: Literal[True],
     ) -> list[Tensor]: ...
 
@@ -126,13 +143,18 @@ class Backbone(nn.Module):
         x: Tensor,
         indices: int | Sequence[int] | None = None,
         *,
+        norm: bool = False,
         stop_early: bool = False,
+        output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> tuple[Tensor, list[Tensor]] | list[Tensor]:
         """The last maps, and those at the places of ``feature_info`` that ``indices`` names: all, the last so many, or a list.
 
-        ``stop_early`` computes nothing behind the last of them.
+        ``stop_early`` computes nothing behind the last of them. ``norm`` and ``output_fmt`` are timm's: there is no norm
+        behind the blocks, and maps are (N, C, H, W). Raises UserError where something else is asked.
         """
+        if norm or output_fmt != "NCHW":
+            raise UserError(f"norm={norm}, output_fmt={output_fmt!r}: maps are given as they are, NCHW")
         wanted = [self.feature_info[i].module for i in taken(indices, len(self.feature_info))]
         found: list[Tensor] = []
         for name, step in self.steps():
@@ -144,13 +166,18 @@ class Backbone(nn.Module):
         return found if intermediates_only else (x, found)
 
     def _step(self, name: str, step: nn.Module, x: Tensor) -> Tensor:
-        """Blocks are what is worth computing twice; stems and activations are not."""
-        if self.grad_checkpointing and self.training and name.startswith(("blocks", "layer")):
+        if self.grad_checkpointing and self.training and name.startswith(self.checkpointed):
             return checkpoint(step, x, use_reentrant=False)  # pyright: ignore[reportReturnType]
         return step(x)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:  # noqa: FBT001, FBT002 - timm's signature
-        """Keep only the maps between blocks while training, and compute the others again."""
+        """Keep only the maps between blocks while training, and compute the others again.
+
+        Norms then see every batch twice, so their running statistics move as if the momentum were higher. Raises
+        UserError for a network without blocks.
+        """
+        if enable and not self.checkpointed:
+            raise UserError(f"{type(self).__name__} has no blocks that could be computed twice: train it without")
         self.grad_checkpointing = enable
 
     def get_classifier(self) -> nn.Module:
@@ -159,7 +186,7 @@ class Backbone(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A fresh classifier of so many classes, none for 0; ``global_pool`` "avg" or "" where it is to change."""
-        self.global_pool = checked_pool(self.global_pool if global_pool is None else global_pool)
+        self.global_pool = checked_pool(self.global_pool if global_pool is None else global_pool, num_classes)
         self.num_classes = num_classes
         weight = next(self.parameters())
         fresh = classifier(self.head_hidden_size, num_classes)
@@ -192,14 +219,14 @@ class FeatureNet(nn.Module):
 
 
 def taken(indices: int | Sequence[int] | None, count: int) -> list[int]:
-    """Which of ``count`` places: all, the last so many, or those named, negative ones from the end; in order.
+    """Which of ``count`` places: all, the last so many, or those named, negative ones from the end; in order, at least one.
 
     Raises UserError where there is no such place.
     """
     if indices is None:
         return list(range(count))
     asked = range(count - indices, count) if isinstance(indices, int) else indices
-    fits = 0 <= indices <= count if isinstance(indices, int) else all(-count <= index < count for index in asked)
+    fits = 0 < indices <= count if isinstance(indices, int) else bool(asked) and all(-count <= i < count for i in asked)
     if not fits:
         raise UserError(f"out_indices {indices!r} do not fit a network with {count} places, 0 to {count - 1}")
     return sorted({index % count for index in asked})
@@ -217,8 +244,10 @@ def init_convolutions_(model: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
-def checked_pool(name: str) -> str:
-    """The name of a pooling that exists. Raises UserError where it does not."""
+def checked_pool(name: str, num_classes: int) -> str:
+    """The name of a pooling that exists. Raises UserError where it does not, or a classifier would be given maps."""
     if name not in POOLS:
         raise UserError(f"global_pool {name!r} is not known: choose 'avg', or '' for none")
+    if not name and num_classes:
+        raise UserError(f"without global_pool a classifier of {num_classes} classes has nothing to read: num_classes 0")
     return name

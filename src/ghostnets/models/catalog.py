@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from torch import nn
+from torch import Tensor, nn
 
 from ghostnets.errors import UserError
 from ghostnets.models import ghostnet, regnet, resnet, vgg
@@ -72,7 +72,8 @@ def create_model(
     """The network of that name, ``architecture`` or ``architecture.tag``, in train mode.
 
     A tag brings the classes and channels of its weights, ``pretrained`` the weights themselves; where another
-    ``num_classes`` is asked for, the classifier starts anew. ``checkpoint_path`` is any file that ``load_weights``
+    ``num_classes`` is asked for, the classifier starts anew (0: there is none), and where other ``in_chans``, the first
+    convolution is fitted to them. ``checkpoint_path`` is any file that ``load_weights``
     reads. With ``features_only`` it ends before the head and gives the last maps of every size, or those of
     ``out_indices``, the finest first. Keywords go to the builder, those that are None left out.
 
@@ -101,9 +102,23 @@ def create_model(
     return model
 
 
-def list_models(filter: str = "", pretrained: bool = False) -> list[str]:  # noqa: A002, FBT001, FBT002 - timm's signature
-    """The architectures whose names match ``filter`` (``*``, ``?``, ``[…]``), or with ``pretrained`` the trained ones."""
-    names = [name for name in (TRAINED if pretrained else BUILDERS) if fnmatch.fnmatchcase(name, filter or "*")]
+def list_models(
+    filter: str | Sequence[str] = "",  # noqa: A002 - timm's name
+    pretrained: bool = False,  # noqa: FBT001, FBT002 - timm's signature
+    exclude_filters: str | Sequence[str] = "",
+) -> list[str]:
+    """The architectures whose names match ``filter`` (``*``, ``?``, ``[…]``; several: any of them), or with ``pretrained``
+    the trained ones; a filter without a tag matches all tags. Less those that match ``exclude_filters``.
+    """
+
+    def matches(name: str, patterns: str | Sequence[str]) -> bool:
+        wanted = [patterns] if isinstance(patterns, str) else patterns
+        return any(fnmatch.fnmatchcase(own, p) for p in wanted for own in (name, name.partition(".")[0]))
+
+    names = [
+        name for name in (TRAINED if pretrained else BUILDERS)
+        if matches(name, filter or "*") and not (exclude_filters and matches(name, exclude_filters))
+    ]  # fmt: skip
     return sorted(names, key=lambda name: [(part.isdigit(), part.zfill(6)) for part in re.split(r"(\d+)", name)])
 
 
@@ -125,18 +140,27 @@ def _trained(name: str, *, pretrained: bool) -> str | None:
 
 
 def _described(name: str, model: Backbone, row: Weights | Published | None) -> dict[str, Any]:
-    """Timm's words for what a network is and, where its name stands for weights, for the images these expect."""
-    first = next(key for key, module in model.named_modules() if isinstance(module, nn.Conv2d))
+    """Timm's words for what a network is, and for the images its weights expect: those its name stands for, else those
+    that others have published for it.
+    """
+    first = next((key, module) for key, module in model.named_modules() if isinstance(module, nn.Conv2d))
     architecture, _, tag = name.partition(".")
-    known = {"architecture": architecture, "tag": tag, "classifier": model.classifier_name, "first_conv": first}
+    known = {
+        "architecture": architecture, "tag": tag, "classifier": model.classifier_name, "first_conv": first[0],
+        "num_classes": model.num_classes, "input_size": (first[1].in_channels, *model.input_size),
+    }  # fmt: skip
+    shown = row or next((r for r in PUBLISHED.values() if r.architecture == architecture), None)
+    if shown is None:
+        return known
+    images = {"mean": shown.mean, "std": shown.std, "crop_pct": shown.crop, "interpolation": shown.interpolation}
     if row is None:
-        return {**known, "num_classes": model.num_classes, "input_size": (3, *model.input_size)}
-    rest = {"mean": row.mean, "std": row.std, "license": row.license, "num_classes": len(row.classes)}
-    size = (row.in_chans, *row.input_size)
+        return {**known, **images}
+    about = {
+        "license": row.license, "num_classes": len(row.classes), "input_size": (row.in_chans, *row.input_size),
+    }  # fmt: skip
     if isinstance(row, Weights):
-        return {**known, **rest, "input_size": size}
-    published = {"crop_pct": row.crop, "interpolation": row.interpolation, "input_size": size, "url": row.origin}
-    return {**known, **rest, **published, **({"hf_hub_id": row.repository} if row.repository else {})}
+        return {**known, **images, **about}
+    return {**known, **images, **about, "url": row.origin, **({"hf_hub_id": row.repository} if row.repository else {})}
 
 
 def _build(architecture: str, given: Mapping[str, Any]) -> Backbone:
@@ -145,19 +169,31 @@ def _build(architecture: str, given: Mapping[str, Any]) -> Backbone:
     for key, value in given.items():
         if key not in known:
             raise UserError(f"{architecture} has no option {key!r}: it takes {', '.join(known)}")
-        if key in {"num_classes", "in_chans"} and (not isinstance(value, int) or value < 1):
-            raise UserError(f"{key} {value!r} of {architecture} must be a whole number of at least 1")
+        least = {"num_classes": 0, "in_chans": 1}.get(key)
+        if least is not None and (not isinstance(value, int) or value < least):
+            raise UserError(f"{key} {value!r} of {architecture} must be a whole number of at least {least}")
     return builder(**given)
 
 
 def _fill_from(row: Weights | Published, model: nn.Module, given: Mapping[str, Any]) -> None:
-    if given["in_chans"] != row.in_chans:
-        raise UserError(
-            f"the weights of {row.architecture} were trained on {row.in_chans} channels, and in_chans "
-            f"{given['in_chans']} was asked"
-        )
+    """The row's weights; a classifier of other classes stays as it was drawn, a first convolution reads other channels."""
     path = row.path
     tensors = read_weights(path)
     if given["num_classes"] != len(row.classes):
-        tensors |= {key: value for key, value in model.state_dict().items() if key.startswith(f"{row.classifier}.")}
+        own = {key: value for key, value in model.state_dict().items() if key.startswith(f"{row.classifier}.")}
+        tensors = {key: value for key, value in tensors.items() if not key.startswith(f"{row.classifier}.")} | own
+    if given["in_chans"] != row.in_chans:
+        first = next(name for name, module in model.named_modules() if isinstance(module, nn.Conv2d))
+        tensors[f"{first}.weight"] = for_channels(tensors[f"{first}.weight"], given["in_chans"])
     fill(model, tensors, str(path))
+
+
+def for_channels(weight: Tensor, channels: int) -> Tensor:
+    """A first convolution's weight (out, in, k, k) for another number of image channels, as timm has it: for grey images
+    the sum, else the filters over and over, weaker by as much as there are more channels.
+    """
+    weight = weight.float()
+    if channels == 1:
+        return weight.sum(1, keepdim=True)
+    have = weight.shape[1]
+    return weight.repeat(1, -(-channels // have), 1, 1)[:, :channels] * (have / channels)

@@ -13,7 +13,8 @@ from functools import cache
 from pathlib import Path
 
 from ghostnets.download import cache_dir, fetch
-from ghostnets.errors import MissingExtra, UserError
+from ghostnets.errors import UserError
+from ghostnets.models.weights import read_weights
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -37,6 +38,8 @@ class Published:
     crop: float = 0.875
     """Share of the resized image's short side."""
     interpolation: str = "bicubic"
+    rescale: bool = True
+    """An image of the input's size is resized and cropped like any other."""
     classifier: str = "classifier"
     top1: float
     measured: str
@@ -64,7 +67,7 @@ class Published:
     def path(self) -> Path:
         """Where the file lies; it is fetched first where it is not there yet.
 
-        Raises UserError where that cannot be done, MissingExtra without huggingface_hub where the hub has it.
+        Raises UserError where that cannot be done.
         """
         return fetched(self)
 
@@ -119,12 +122,12 @@ def fetched(row: Published) -> Path:
     by_hand = f"get {row.address} on another machine and put it here as {row.place}"
     if row.place.is_file():
         return row.place
-    if row.repository is None:
-        return fetch(row.origin, row.place, otherwise=by_hand)
     try:
+        if row.repository is None:
+            raise ImportError
         from huggingface_hub import hf_hub_download
-    except ImportError:
-        raise MissingExtra("published weights", "hub") from None
+    except ImportError:  # plain HTTPS will do, and our own cache
+        return _checked(fetch(row.address, row.place, otherwise=by_hand), by_hand)
     try:
         return Path(hf_hub_download(row.repository, row.file))  # which checks what arrives
     except Exception as error:  # the library has dozens of kinds, all of them "could not be had"
@@ -132,6 +135,16 @@ def fetched(row: Published) -> Path:
         raise UserError(
             f"{row.repository} is not in the hub's cache and cannot be fetched ({reason}): {by_hand}"
         ) from error
+
+
+def _checked(path: Path, by_hand: str) -> Path:
+    """The file, if weights can be read from it: a page that says "log in first" also arrives as a file."""
+    try:
+        read_weights(path)
+    except UserError as error:
+        path.unlink()
+        raise UserError(f"what arrived is no file of weights and was deleted ({error}): {by_hand}") from None
+    return path
 
 
 @cache

@@ -26,6 +26,7 @@ class VGG(Backbone):
 
     input_size = CIFAR_SIZE
     classifier_name = "classifier"
+    checkpointed = ()  # it has no blocks
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import pickle
 import re
@@ -44,6 +45,9 @@ RENAMED: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
 )
 """Pattern and replacement: what others call a parameter that the network here has under its published name."""
 
+PLAIN = [argparse.Namespace]
+"""What training scripts (timm's) keep beside the weights and what runs no code when it is read: their own options."""
+
 LISTED = 5
 """Names of a kind in one message; the rest is counted."""
 
@@ -66,6 +70,8 @@ class Weights:
     crop: float = 0.875
     """Share of the resized image's short side, where an image has another size."""
     interpolation: str = "bilinear"
+    rescale: bool = False
+    """Whether an image of the input's size is resized and cropped like any other."""
     classifier: str
     """The layer whose rows are the classes: it starts anew where another number of classes is asked for."""
     top1: float
@@ -175,7 +181,8 @@ def _read_pytorch(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch's remarks on unusual pickles: they end in a refusal below
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(PLAIN):
+                return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     except Exception as error:  # noqa: BLE001 - damage raises anything, and PyTorch's words advise weights_only=False

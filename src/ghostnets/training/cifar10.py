@@ -41,22 +41,15 @@ FILE_SIZE = 10_000 * RECORD
 
 
 def locate(data_dir: Path | None, *, download: bool) -> Path:
-    """The folder with the six files: under ``data_dir`` if one is given, else under the folder that the environment
-    variable GHOSTNETS_DATA names, else in the cache, where they are downloaded to if they must be.
+    """The folder with the six files: under ``data_dir``, else under the folder that the environment variable
+    GHOSTNETS_DATA names, else in the cache; where they are nowhere they are downloaded, into ``data_dir`` or the cache.
     """
-    if data_dir is not None:
-        found = _under(data_dir)
-        if found is None:
-            raise UserError(
-                f"neither {data_dir} nor {data_dir / FOLDER} holds CIFAR-10's binary version (test_batch.bin and so on): "
-                "name the folder with these files, or name none to have them downloaded"
-            )
-        return found
     root = os.environ.get("GHOSTNETS_DATA")
-    found = (_under(Path(root)) if root else None) or _under(cache_dir())
+    places = [data_dir, Path(root) if root else None, cache_dir()]
+    found = next((folder for place in places if place is not None and (folder := _under(place)) is not None), None)
     if found is None and not download:
         raise UserError(f"there is no CIFAR-10 here: {_by_hand()}")
-    return found or _download()
+    return found or _download(data_dir or cache_dir())
 
 
 def read(folder: Path, files: dict[str, str]) -> tuple[Tensor, Tensor]:
@@ -93,9 +86,9 @@ def _under(root: Path) -> Path | None:
     return next((f for f in candidates if any((f / name).is_file() for name in (*TRAIN_FILES, *TEST_FILES))), None)
 
 
-def _download() -> Path:
-    folder = cache_dir() / FOLDER
-    archive = fetch(URL, cache_dir() / URL.rpartition("/")[2], md5=MD5, otherwise=_by_hand())
+def _download(root: Path) -> Path:
+    folder = root / FOLDER
+    archive = fetch(URL, root / URL.rpartition("/")[2], md5=MD5, otherwise=_by_hand())
     unpack(archive, folder, [f"{FOLDER}/{name}" for name in (*TRAIN_FILES, *TEST_FILES, "batches.meta.txt")])
     archive.unlink()
     return folder

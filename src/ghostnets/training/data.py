@@ -95,13 +95,15 @@ def load_dataset(
     std: Sequence[float] | None = None,
     size: tuple[int, int] | None = None,
     channels: int | None = None,
+    flip: bool | None = None,
     download: bool = True,
 ) -> Dataset:
     """``digits``, ``cifar10``, or a folder with one folder of images a class (see ``image_folder.read``).
 
     ``digits`` are the 1,797 handwritten digits that come with scikit-learn (8×8, 0…16), drawn at 32×32 by bilinear
     interpolation. CIFAR-10 is looked for in ``data_dir``, in the folder GHOSTNETS_DATA names, and in the cache, and is
-    downloaded if it is nowhere. ``mean`` and ``std`` default to the training images' own for the digits and to
+    downloaded if it is nowhere. ``flip`` says whether the mirror image is the same thing; by default a digit's is not,
+    and any other's is. ``mean`` and ``std`` default to the training images' own for the digits and to
     ImageNet's for everything else, CIFAR-10 included, because the published weights that get upgraded were mostly
     trained with those. ``size`` (H, W) and ``channels`` default to the set's own, for a folder to 224×224 in colour.
     """
@@ -109,6 +111,8 @@ def load_dataset(
         raise UserError(f"image size {size[0]}×{size[1]} must be at least 1×1")
     if channels not in {None, 1, 3}:
         raise UserError(f"{channels} channels cannot be made from an image: ask for 1 (grey) or 3 (colour)")
+    if data_dir is not None and name_or_dir != "cifar10":
+        raise UserError(f"data_dir {data_dir} is where CIFAR-10 lies, and {name_or_dir} was asked: leave it out")
     if name_or_dir == "digits":
         dataset = _digits()
     elif name_or_dir == "cifar10":
@@ -117,6 +121,8 @@ def load_dataset(
         dataset = _folder(Path(name_or_dir), size=size or FOLDER_SIZE, channels=channels or 3)
     else:
         raise UserError(f"there is no data set or folder {name_or_dir!r}: choose {_choices(name_or_dir)}")
+    if flip is not None:
+        dataset = replace(dataset, augment=replace(dataset.augment, flip=flip))
     return _as_asked(dataset, mean=mean, std=std, size=size, channels=channels)
 
 

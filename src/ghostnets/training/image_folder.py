@@ -19,7 +19,13 @@ from ghostnets.progress import progress
 from ghostnets.training import pixels
 from ghostnets.training.split import stratified
 
-SUFFIXES = frozenset(".jpg .jpeg .png .bmp .gif .webp .tif .tiff .ppm .pgm .pbm".split())
+UNREAD = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
+"""Formats that Pillow knows by name and reads only with another program's help."""
+
+SUFFIXES = frozenset(
+    suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in UNREAD
+)
+"""Of every format that this Pillow reads."""
 
 CROP_FRACTION = 0.875
 """The share of a resized image's short side that the centre crop keeps: 224 of 256, as ImageNet networks are tested."""
@@ -149,15 +155,24 @@ def decode_image(
     channels: int,
     crop: float = CROP_FRACTION,
     interpolation: str = "bilinear",
+    rescale: bool = False,
 ) -> np.ndarray:
-    """One image as uint8 (C, H, W), upright (EXIF), scaled until the size fills ``crop`` of its tighter side, and cropped."""
+    """One image as uint8 (C, H, W), upright (EXIF), scaled until the size fills ``crop`` of its tighter side, and cropped.
+
+    An image that has the size already stays as it is, unless ``rescale`` treats it like any other.
+    """
     with Image.open(path) as file:
         upright = _convert(ImageOps.exif_transpose(file), channels)
-    image = _crop(upright, size, crop, INTERPOLATIONS[interpolation])
+    done = not rescale and (upright.height, upright.width) == size
+    image = upright if done else _crop(upright, size, crop, INTERPOLATIONS[interpolation])
     return np.asarray(image).reshape(*size, channels).transpose(2, 0, 1)
 
 
 def _convert(image: Image.Image, channels: int) -> Image.Image:
+    if image.mode == "F":  # measured intensities, on any scale
+        values = np.nan_to_num(np.asarray(image))
+        low, high = float(values.min()), float(values.max())
+        image = Image.fromarray(((values - low) * (255 / max(high - low, 1e-12))).round().astype(np.uint8))
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip to white instead of scaling
         image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
@@ -167,8 +182,6 @@ def _convert(image: Image.Image, channels: int) -> Image.Image:
 
 def _crop(image: Image.Image, size: tuple[int, int], crop: float, filter_: Image.Resampling) -> Image.Image:
     height, width = size
-    if (image.height, image.width) == size:
-        return image
     scale = max(int(height / crop) / image.height, int(width / crop) / image.width)
     new = (max(width, int(image.width * scale + 1e-6)), max(height, int(image.height * scale + 1e-6)))
     image = image.resize(new, filter_)

@@ -78,7 +78,7 @@ def look(
         for site in anatomy.sites for ratio in ratios if intrinsic_count(site.out_channels, ratio) < site.out_channels
     }  # fmt: skip
     divergence = _trials(
-        model, anatomy, chunks, orders, kernel=kernel, seed=seed, limit=trial_images, progress=progress
+        model, anatomy, chunks, orders, kernel=kernel, seed=seed, limit=min(trial_images, images), progress=progress
     )
     candidates = tuple(
         Candidate(name, ratio, kernel, tuple(order.tolist()), divergence[name, ratio])
@@ -103,9 +103,11 @@ def _importance(model: nn.Module, anatomy: Anatomy, chunks: Chunks, *, seed: int
                 raise UserError(NOT_FINITE)
             drawn = torch.multinomial(logits.detach().float().softmax(1), 1, generator=generator)[:, 0]
             loss = F.cross_entropy(logits.float(), drawn, reduction="sum")
-            grads = torch.autograd.grad(loss, [env[place.end] for place in places.values()])
-        for name, grad in zip(places, grads, strict=True):
-            total[name] = total[name] + grad.square().sum((0, 2, 3), dtype=torch.float64)
+            ends = [env[place.end] for place in places.values()]
+            grads = torch.autograd.grad(loss, ends, allow_unused=True)  # nobody may read what an auxiliary branch makes
+        for name, end, grad in zip(places, ends, grads, strict=True):
+            felt = torch.zeros_like(end) if grad is None else grad
+            total[name] = total[name] + felt.square().sum((0, 2, 3), dtype=torch.float64)
         seen += len(chunk)
         if seen >= limit:
             break
@@ -124,7 +126,7 @@ def _pair_moments(
 ) -> tuple[dict[str, PairMoments], int]:
     moments = {site.name: PairMoments(site.out_channels, kernel) for site in anatomy.sites}
     generator = torch.Generator().manual_seed(seed + 1)
-    images = 0
+    images, total = 0, sum(1 for _ in chunks())
     for number, chunk in enumerate(chunks()):
         env = run(anatomy.trace, model, chunk)
         if not torch.isfinite(env[anatomy.trace.output]).all():
@@ -135,7 +137,7 @@ def _pair_moments(
             seen = patches(value, positions, site.out_size[1], cheap_window(kernel)).float()
             moments[site.name].add_(seen, values_at(value, positions).float())
         images += len(chunk)
-        progress("look", number + 1, 0)
+        progress("look", number + 1, total)
     if not images:
         raise UserError("there is no calibration image")
     return moments, images

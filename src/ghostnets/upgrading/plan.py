@@ -43,6 +43,8 @@ def plan(
     ``order``: modules that write one residual stream keep each its own channel order and pay a gather, or agree
     on one. The model is untouched. Raises UserError where nothing can be upgraded or the budget is out of reach.
     """
+    if order not in ("own", "agreed"):
+        raise UserError(f"order {order!r} is not known: choose own or agreed")
     chunks = as_chunks(images)
     example = first_image(chunks)
     subject = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -139,11 +141,14 @@ def solve(
             name: next((c for c in options if c.ratio == budget.ratio), None) for name, options in by_site.items()
         }
         reason = f"ratio {budget.ratio} was asked for every site"
+        kept = None
     else:
         chosen = _knapsack(sites, by_site, _target(budget, macs), orders, macs)
         reason = ""
+        kept = "nothing has to be saved within this budget" if _target(budget, macs) >= macs else None
     decisions = tuple(
-        _decision(site, chosen[site.name], orders[site.name], by_site[site.name], reason) for site in sites
+        _decision(site, chosen[site.name], orders[site.name], by_site[site.name], reason=reason, kept=kept)
+        for site in sites
     )
     return Plan(
         budget=budget,
@@ -249,11 +254,18 @@ def _solved(options: Sequence[_Option], known: float, room: int, sites: int) -> 
 
 
 def _decision(
-    site: Site, candidate: Candidate | None, order: Order, options: Sequence[Candidate], reason: str
+    site: Site,
+    candidate: Candidate | None,
+    order: Order,
+    options: Sequence[Candidate],
+    *,
+    reason: str,
+    kept: str | None,
 ) -> Decision:
+    """``reason`` for a Ghost module and ``kept`` for a site that stays, where the budget alone decides."""
     if candidate is None:
         return Decision(
-            name=site.name, decision="keep", ratio=1, kernel=0, order="none", reason=_why_kept(site, options),
+            name=site.name, decision="keep", ratio=1, kernel=0, order="none", reason=kept or _why_kept(site, order, options),
             macs_before=site.macs, macs_after=site.macs, params_before=site.params, params_after=site.params,
         )  # fmt: skip
     macs = ghost_macs(site, candidate.ratio, candidate.kernel)
@@ -266,8 +278,11 @@ def _decision(
     )  # fmt: skip
 
 
-def _why_kept(site: Site, options: Sequence[Candidate]) -> str:
-    mildest = min(options, key=lambda c: c.divergence, default=None)
-    if mildest is None:
+def _why_kept(site: Site, order: Order, options: Sequence[Candidate]) -> str:
+    if not options:
         return f"{site.out_channels} maps are too few for any ratio"
+    saving = [c for c in options if ghost_macs(site, c.ratio, c.kernel) + _gathered(site, order) < site.macs]
+    mildest = min(saving, key=lambda c: c.divergence, default=None)
+    if mildest is None:
+        return f"no Ghost module saves anything here{', its gather counted' if order == 'gather' else ''}"
     return f"the output feels it most here: divergence {mildest.divergence:.4f} at ratio {mildest.ratio}"

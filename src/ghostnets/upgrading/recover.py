@@ -70,6 +70,8 @@ TIMED_STEPS = (5, 25)  # the steps whose speed turns minutes into a number of st
 SAFETY = 0.95  # of the minutes asked for: evaluation and checkpoints take the rest
 CHECKPOINT_SECONDS = 60.0
 WATCHED = 2000  # held-out images looked at after every epoch
+BATCH, SMALLEST_BATCH = 64, 16
+PIXELS = 64 * 64 * 64  # of a batch, so that large images do not take more memory than small ones
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def recover(
     mode: Mode,
     epochs: float | None = None,
     minutes: float | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     seed: int = 0,
     folder: Path | None = None,
     recipe: Recipe | None = None,
@@ -101,17 +103,21 @@ def recover(
 ) -> Recovered:
     """Train a copy of the converted ``student`` to do on ``images`` what ``original`` does.
 
-    ``held_out`` images are only watched. With a ``folder`` the state is kept there every minute and a second
+    ``batch_size`` None is 64, of large images fewer. ``held_out`` images are only watched. With a ``folder`` the state is kept there every minute and a second
     call goes on from it; with ``epochs`` it ends at the same weights as if it had never stopped.
 
-    Raises UserError where the loss stops being finite, there are fewer than two images, or both ``epochs`` and
-    ``minutes`` are given.
+    Raises UserError where the loss stops being finite, there are fewer than two images, both ``epochs`` and
+    ``minutes`` are given, or there is no such ``mode``.
     """
+    if mode not in RECIPES:
+        raise UserError(f"recovery {mode!r} is not known: choose {' or '.join(RECIPES)}")
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"batch size {batch_size} must be at least 1")
     if epochs is not None and minutes is not None:
         raise UserError(f"epochs {epochs:g} and minutes {minutes:g} both say how long to train: give one of them")
     if len(images) < 2:
         raise UserError(f"{len(images)} training images are too few to recover with")
-    batch_size = min(batch_size, len(images))
+    batch_size = min(batch_size or _fitting(images, BATCH, SMALLEST_BATCH), len(images))
     recipe = recipe or RECIPES[mode]
     if images.labels is None:
         images = Images(pixels=images.pixels, labels=torch.full((len(images),), NO_LABEL))
@@ -151,6 +157,11 @@ def recover(
     result = state.averaged()
     refresh_norms_(result, calibration(dataset, images, 500, seed=seed))
     return Recovered(result, state.step / steps_per_epoch, state.seconds)
+
+
+def _fitting(images: Images, most: int, least: int) -> int:
+    """As many images at a time as ``PIXELS`` allows."""
+    return max(least, min(most, PIXELS // images.pixels[0, 0].numel()))
 
 
 def _endless(
@@ -204,7 +215,8 @@ class _State:
     def save_now_and_then(self) -> None:
         """Keep the state where a minute has passed, and as soon as the length of the run is known."""
         just_known = self.step == TIMED_STEPS[1]
-        if self.path is not None and (just_known or time.perf_counter() - self.saved > CHECKPOINT_SECONDS):
+        known = self.total is not None  # before, a second start would have to time the steps anew
+        if self.path is not None and known and (just_known or time.perf_counter() - self.saved > CHECKPOINT_SECONDS):
             self._save(self.path)
             self.saved = time.perf_counter()
 
@@ -257,6 +269,7 @@ def _epoch_record(
 
 
 def _normalised(images: Images, dataset: Dataset) -> Iterator[tuple[Tensor, Tensor]]:
-    for pixels, labels in batches(images, batch_size=250, shuffle=False, drop_last=False, seed=0, epoch=0):
+    size = _fitting(images, most=250, least=1)
+    for pixels, labels in batches(images, batch_size=size, shuffle=False, drop_last=False, seed=0, epoch=0):
         x = normalise(pixels, dataset.mean, dataset.std).contiguous(memory_format=torch.channels_last)
         yield x, labels

@@ -67,9 +67,9 @@ def transfer_(
     sites = {site.name: site for site in anatomy.sites}
     by_node = {anatomy.places[name].conv: name for name in sites}
     readers = _linear_layers(anatomy.trace)
-    walk = Walk(anatomy.trace, original, student, chunks, seed=plan.seed)
     pairings: list[Pairing] = []
     touched = False
+    walk = Walk(anatomy.trace, original, student, chunks, seed=plan.seed)
     try:
         steps = [n for n in anatomy.trace.nodes if n in by_node or n in readers]
         walk.unfitted = set(steps)
@@ -102,22 +102,30 @@ def _sample(
     walk: Walk, place: Place, conv: nn.Conv2d, rows: int, wide: Window | None, margin: int
 ) -> tuple[Sample, Sample | None, list[Tensor]]:
     """Rows of this site on the student's input; with a ``wide`` window also rows of that one, ``margin`` away from the
-    border; and the positions the first were drawn at, chunk by chunk.
+    border; and the positions the first were drawn at, chunk by chunk: none in a chunk that is left out.
     """
     others = _other_summands(walk, place)
     source = place.conv.all_input_nodes[0]
     high, across = walk.recorded.shapes[place.conv][2:]
     window = window_of(conv)
-    per_image = _per_image(rows, conv.in_channels, window, walk.count, high * across)
+    wanted = _rows(rows, conv.in_channels, window)
+    chosen = walk.some(wanted)
+    images = sum(chosen.values())
+    per_image = min(high * across, -(-wanted // images))
     inside = max(high - 2 * margin, 0), max(across - 2 * margin, 0)
     if wide is not None and (inside[0] * inside[1] == 0 or conv.in_channels * _area(wide) > LARGEST):
         wide = None
-    few = 0 if wide is None else _per_image(rows // 2, conv.in_channels, wide, walk.count, inside[0] * inside[1])
-    near = _empty(walk.count * per_image, window, conv)
-    far = None if wide is None else _empty(walk.count * few, wide, conv)
+    few = 0
+    if wide is not None:
+        few = min(inside[0] * inside[1], -(-_rows(rows // 2, conv.in_channels, wide) // images))
+    near = _empty(images * per_image, window, conv)
+    far = None if wide is None else _empty(images * few, wide, conv)
     drawn: list[Tensor] = []
     seen = 0
-    for original, student in walk.visit([source, *others], [place.linear, *others]):
+    for number, (original, student) in enumerate(walk.visit([source, *others], [place.linear, *others])):
+        if number not in chosen:
+            drawn.append(torch.empty(0, per_image, dtype=torch.long))
+            continue
         target = original[place.linear]
         for other in others:
             target = target + (original[other] - student[other])
@@ -148,10 +156,10 @@ def _area(window: Window) -> int:
     return window.kernel[0] * window.kernel[1]
 
 
-def _per_image(rows: int, channels: int, window: Window, images: int, pixels: int) -> int:
+def _rows(most: int, channels: int, window: Window) -> int:
+    """As many rows as memory allows, but never fewer than four to an unknown."""
     unknowns = channels * _area(window)
-    rows = min(rows, max(4 * unknowns, ROW_BYTES // (4 * unknowns)))
-    return min(pixels, max(1, -(-rows // images)))
+    return max(1, min(most, max(4 * unknowns, ROW_BYTES // (4 * unknowns))))
 
 
 def _other_summands(walk: Walk, place: Place) -> list[fx.Node]:
@@ -224,9 +232,11 @@ def _fill_ghost_(walk: Walk, site: Site, place: Place, decision: Decision, rows:
 
     seen: list[Tensor] = []
     source = place.conv.all_input_nodes[0]
-    few = max(1, -(-GHOST_ROWS // walk.count))
+    few = max(1, -(-GHOST_ROWS // sum(len(positions) for positions in drawn)))
     with torch.no_grad():
         for (_, env), positions in zip(walk.visit([source], []), drawn, strict=True):
+            if not len(positions):
+                continue
             maps = module.primary_conv.eval()(env[source])
             seen.append(patches(maps[:, sources], positions[:, :few], site.out_size[1], cheap_window(kernel)))
     neighbours = torch.cat(seen)
@@ -250,8 +260,9 @@ def _fill_ghost_(walk: Walk, site: Site, place: Place, decision: Decision, rows:
 
 def _by_chunk(values: Tensor, drawn: list[Tensor]) -> list[Tensor]:
     """(S, n) rows back into (N, P, n) for every chunk."""
-    parts = values.split([positions.numel() for positions in drawn])
-    return [part.view(*positions.shape, -1) for part, positions in zip(parts, drawn, strict=True)]
+    kept = [positions for positions in drawn if len(positions)]
+    parts = values.split([positions.numel() for positions in kept])
+    return [part.view(*positions.shape, -1) for part, positions in zip(parts, kept, strict=True)]
 
 
 def _pad(rows: Tensor, total: int) -> Tensor:
@@ -285,12 +296,14 @@ def _refit_conv_(walk: Walk, site: Site, place: Place, rows: int) -> None:
 
 
 def _refit_linear_(walk: Walk, node: fx.Node) -> None:
-    """The classifier, fitted to the original's logits; all images are its rows."""
+    """The classifier, fitted to the original's logits; images are its rows."""
     original, student = (network.get_submodule(str(node.target)) for network in walk.networks)
     assert isinstance(original, nn.Linear)
     assert isinstance(student, nn.Linear)
     source = node.all_input_nodes[0]
-    pairs = [(env[source], teacher[node]) for teacher, env in walk.visit([source], [node])]
+    chosen = walk.some(max(4 * student.in_features, ROW_BYTES // (4 * student.in_features)))
+    visited = enumerate(walk.visit([source], [node]))
+    pairs = [(env[source], teacher[node]) for number, (teacher, env) in visited if number in chosen]
     seen, wanted = (torch.cat(part) for part in zip(*pairs, strict=True))
     _fit_plain_(student, seen, wanted, original.weight.detach(), relu=False, ridge=1e-2)
 

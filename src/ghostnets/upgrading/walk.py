@@ -37,14 +37,24 @@ class Walk:
         self.unfitted: set[fx.Node] = set()
         """Layers of the student whose weights are still to come: nothing may be computed through them."""
         self.store = _Store()
-        self.count = 0
-        for chunk in chunks():
-            self.store.put(len(self.store), ({recorded.input: chunk}, {recorded.input: chunk}))
-            self.count += len(chunk)
+        self.sizes: list[int] = []
+        """Images in every chunk."""
+        try:
+            for chunk in chunks():
+                self.store.put(len(self.store), ({recorded.input: chunk}, {recorded.input: chunk}))
+                self.sizes.append(len(chunk))
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Remove whatever waits on disk."""
         self.store.close()
+
+    def some(self, images: int) -> dict[int, int]:
+        """Every so-manieth chunk and how many images it holds: about ``images`` in all, or all there are."""
+        every = max(1, sum(self.sizes) // images)
+        return {number: size for number, size in enumerate(self.sizes) if number % every == 0}
 
     def visit(self, student_nodes: list[fx.Node], original_nodes: list[fx.Node]) -> Iterator[tuple[Env, Env]]:
         """Chunk by chunk the values of these nodes in the original and in the student, among others."""
