@@ -21,7 +21,7 @@ from ghostnets.training.data import Augment, Dataset, Images
 from ghostnets.upgrading.convert import convert
 from ghostnets.upgrading.lesson import block_outputs
 from ghostnets.upgrading.plan import plan
-from ghostnets.upgrading.recover import _fitting, recover
+from ghostnets.upgrading.recover import RECIPES, Mode, _fitting, recover
 
 
 def dataset(count: int, *, labels: bool = True) -> Dataset:
@@ -123,16 +123,17 @@ def test_too_few_images_are_named(count: int, case: tuple[nn.Module, nn.Module, 
         recovered((student, original, found, dataset(count)))
 
 
-@pytest.mark.parametrize(("mode", "same"), [("blocks", True), ("distil", False)])
-def test_labels_are_read_by_distil_alone(
-    mode: str, same: bool, case: tuple[nn.Module, nn.Module, Plan, Dataset]
+@pytest.mark.parametrize(("mode", "answers"), [("blocks", None), ("distil", 0.0), ("distil", 0.1)])
+def test_labels_are_read_where_answers_count(
+    mode: Mode, answers: float | None, case: tuple[nn.Module, nn.Module, Plan, Dataset]
 ) -> None:
     student, original, found, data = case
     assert data.train.labels is not None
     others = Images(pixels=data.train.pixels, labels=data.train.labels.flip(0))
     wrong = dataclasses.replace(data, train=others)
-    results = [bits(recovered((student, original, found, given), mode=mode)) for given in (data, wrong)]
-    assert (results[0] == results[1]) is same
+    recipe = RECIPES[mode] if answers is None else dataclasses.replace(RECIPES[mode], answers=answers)
+    results = [bits(recovered((student, original, found, given), mode=mode, recipe=recipe)) for given in (data, wrong)]
+    assert (results[0] == results[1]) is not bool(answers)
 
 
 def test_minutes_become_steps_and_a_stop_before_that_starts_anew(
