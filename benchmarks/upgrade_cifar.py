@@ -36,7 +36,7 @@ from ghostnets.training.data import Dataset, Images, hold_out, load_dataset, nor
 from ghostnets.upgrading.calibration import Chunks, calibration, first_image
 from ghostnets.upgrading.convert import convert, edits, restructure
 from ghostnets.upgrading.plan import plan
-from ghostnets.upgrading.recover import recover
+from ghostnets.upgrading.recover import RECIPES, recover
 from ghostnets.upgrading.sites import find_sites
 
 BUDGETS = {"uniform": Budget(ratio=2, kernel=3), "planned": Budget(macs=65.29e6)}
@@ -65,6 +65,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--steps", nargs="+", choices=["closed", "blocks", "distil"], default=["closed", "blocks"])
     parser.add_argument("--minutes", type=float, default=None, help="of the distillation (default: the recipe's)")
+    parser.add_argument("--answers", type=float, default=None, help="weight of the right answers in the distillation")
+    parser.add_argument("--rate", type=float, default=None, help="peak learning rate of the distillation")
     parser.add_argument("--scratch", action="store_true", help="random weights in the same Ghost network")
     parser.add_argument("--data-dir", type=Path, default=None)
     parser.add_argument("--weights", type=Path, required=False, help="resnet56_cifar10.safetensors")
@@ -118,7 +120,12 @@ class Run:
         return student, decided
 
     def train_(self, student: nn.Module, decided: Plan, mode: Any, minutes: float | None) -> nn.Module:
-        name = mode if minutes is None else f"{mode} {minutes:g}"
+        turned = {"answers": self.arguments.answers, "learning_rate": self.arguments.rate} if mode == "distil" else {}
+        recipe = dataclasses.replace(
+            RECIPES[mode], **{knob: value for knob, value in turned.items() if value is not None}
+        )
+        said = "" if recipe == RECIPES[mode] else f", answers {recipe.answers:g}, rate {recipe.learning_rate:g}"
+        name = (mode if minutes is None else f"{mode} {minutes:g}") + said
         path = self.folder / f"{name}.pt"
         if path.exists():
             student.load_state_dict(torch.load(path, weights_only=True))
@@ -126,7 +133,7 @@ class Run:
             return student
         done = recover(
             student, self.original, decided, self.dataset, images=self.train, held_out=self.held_out, mode=mode,
-            minutes=minutes, seed=self.seed, folder=self.folder / name, log=lambda e: print(json.dumps(e), flush=True),
+            minutes=minutes, seed=self.seed, recipe=recipe, folder=self.folder / name, log=lambda e: print(json.dumps(e), flush=True),
         )  # fmt: skip
         self.seconds += done.seconds
         speed = done.epochs * len(self.train) / done.seconds

@@ -217,7 +217,7 @@ def test_published_weights_need_no_library(folder: Path, monkeypatch: pytest.Mon
     def fetch(url: str, target: Path, *, otherwise: str) -> Path:
         asked.append(f"{url} {otherwise}")
         target.parent.mkdir(parents=True)
-        return shutil.copy(folder / "model.safetensors", target)
+        return Path(shutil.copy(folder / "model.safetensors", target))
 
     monkeypatch.setattr(published, "fetch", fetch)
     assert row.path == row.place

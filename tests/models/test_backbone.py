@@ -72,6 +72,7 @@ HALF = ["ghostnet_050", "ghostnetv2_100", "ghostnetv3_050", "regnetx_002", "g_gh
 LARGER = [name for name in BUILDERS if name not in SMALL]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LARGER)
 def test_larger_ones_have_the_shapes_they_say_and_export_without_their_memory(name: str) -> None:
     """That they compute, and that every parameter learns, is tested with the whole catalogue (test_catalog.py)."""
@@ -180,7 +181,9 @@ def test_places_that_are_not_there_are_refused(indices: int | list[int]) -> None
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"), [(name, torch.bfloat16) for name in SMALL] + [(name, torch.float16) for name in HALF]
+    ("name", "dtype"),
+    [(name, dtype) for name in HALF for dtype in (torch.bfloat16, torch.float16)]
+    + [pytest.param(name, torch.bfloat16, marks=pytest.mark.slow) for name in SMALL if name not in HALF],
 )
 def test_half_precision(name: str, dtype: torch.dtype) -> None:
     model = network(name).eval()
@@ -191,7 +194,7 @@ def test_half_precision(name: str, dtype: torch.dtype) -> None:
     assert float((rough - exact).abs().max()) < 0.15 * float(exact.abs().max())
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [*HALF, *(pytest.param(n, marks=pytest.mark.slow) for n in SMALL if n not in HALF)])
 def test_it_exports(name: str) -> None:
     model = network(name).eval()
     x = torch.randn(1, 3, 64, 64)
@@ -207,6 +210,7 @@ KINDS: list[tuple[str, dict[str, Any]]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), KINDS)
 def test_it_compiles_as_one_graph_with_the_same_logits_and_gradients(name: str, options: dict[str, Any]) -> None:
     torch.compiler.reset()
@@ -223,6 +227,7 @@ def test_it_compiles_as_one_graph_with_the_same_logits_and_gradients(name: str, 
         torch.testing.assert_close(found[1][key], wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()) + 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's own, of its own parts
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_it_compiles_to_machine_code() -> None:

@@ -45,6 +45,7 @@ ROADS: Mapping[str, tuple[Callable[[str], str], tuple[str, ...]]] = {
 }
 
 
+QUICK = {"ghostnet_050", "ghostnet_100", "ghostnetv2_100", "ghostnetv3_050", "regnetx_002", "resnet18", "resnet50"}
 LARGE = {f"regnetx_{size}" for size in ("064", "080", "120", "160", "320")}  # seconds each, and of one structure
 
 
@@ -76,7 +77,7 @@ def close(one: Tensor, other: Tensor, relative: float = 1e-5) -> None:
     assert float((one - other).abs().max()) <= relative * float(other.abs().max())
 
 
-@pytest.mark.parametrize("name", ROADS)
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in ROADS])
 def test_outputs_and_maps_in_evaluation(name: str) -> None:
     ours, theirs = pair(name)
     ours.eval()
@@ -100,7 +101,9 @@ def test_outputs_and_maps_in_evaluation(name: str) -> None:
         close(ours.forward_head(last, pre_logits=True), theirs.forward_head(last, pre_logits=True))
 
 
-@pytest.mark.parametrize("name", [n for n in ROADS if n not in LARGE])
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in ROADS if n not in LARGE]
+)
 def test_outputs_maps_gradients_and_statistics_in_training(name: str) -> None:
     """In double precision: batch norms of small maps amplify rounding."""
     ours, theirs = (model.double().train() for model in pair(name))

@@ -18,10 +18,13 @@ class Attention(nn.Sequential):
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
-        own = {"groups": out_channels, "bias": False}
         across = nn.Conv2d(in_channels, out_channels, 1, bias=False)
-        row = nn.Conv2d(out_channels, out_channels, (1, REACH), padding=(0, REACH // 2), **own)
-        column = nn.Conv2d(out_channels, out_channels, (REACH, 1), padding=(REACH // 2, 0), **own)
+        row, column = (
+            nn.Conv2d(
+                out_channels, out_channels, size, padding=(size[0] // 2, size[1] // 2), groups=out_channels, bias=False
+            )
+            for size in ((1, REACH), (REACH, 1))
+        )
         super().__init__(*(layer for conv in (across, row, column) for layer in (conv, nn.BatchNorm2d(out_channels))))
 
     def forward(self, x: Tensor, made: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]

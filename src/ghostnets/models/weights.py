@@ -45,7 +45,7 @@ RENAMED: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
 )
 """Pattern and replacement: what others call a parameter that the network here has under its published name."""
 
-PLAIN = [argparse.Namespace]
+PLAIN: list[Any] = [argparse.Namespace]
 """What training scripts (timm's) keep beside the weights and what runs no code when it is read: their own options."""
 
 LISTED = 5

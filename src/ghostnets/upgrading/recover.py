@@ -2,9 +2,9 @@
 """Win back what the closed form could not keep, with the original as the teacher.
 
 The output of every block is pulled towards the original's, for all blocks at once, so that a block also learns to
-mend what earlier ones have lost. ``blocks`` is minutes and needs no labels. ``distil`` goes on for longer, with a slower
-average of the weights, and asks for the right answers too: the labels, and the original's where there are none. Norms stay
-frozen and merged (see ``frozen``).
+mend what earlier ones have lost. Neither step needs labels. ``blocks`` is minutes; ``distil`` goes on for longer, with a
+slower average of the weights and with blended images. A recipe may ask for the right answers too: the labels, and the
+original's where there are none. Norms stay frozen and merged (see ``frozen``).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Recipe:
 # Chosen on held-out training images, ResNet-56 on CIFAR-10; benchmarks/upgrade_cifar.py measures what they reach.
 RECIPES: Mapping[Mode, Recipe] = {
     "blocks": Recipe(blocks=1.0, answers=0.0, blended=0.0, learning_rate=1e-3, warmup=50, averaging=0.99, minutes=2),
-    "distil": Recipe(blocks=1.0, answers=0.03, blended=0.5, learning_rate=2e-3, warmup=50, averaging=0.998, minutes=20),
+    "distil": Recipe(blocks=1.0, answers=0.0, blended=0.5, learning_rate=1e-3, warmup=50, averaging=0.998, minutes=20),
 }
 
 TIMED_STEPS = (5, 25)  # the steps whose speed turns minutes into a number of steps; inside every warm-up
