@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -104,8 +105,8 @@ def _importance(model: nn.Module, anatomy: Anatomy, chunks: Chunks, *, seed: int
             drawn = torch.multinomial(logits.detach().float().softmax(1), 1, generator=generator)[:, 0]
             loss = F.cross_entropy(logits.float(), drawn, reduction="sum")
             ends = [env[place.end] for place in places.values()]
-            # Nobody may read what an auxiliary branch makes: then there is none, whatever the stubs say.
-            grads: tuple[Tensor | None, ...] = torch.autograd.grad(loss, ends, allow_unused=True)
+            # Nobody may read what an auxiliary branch makes: then there is none, which the stubs do not know.
+            grads = cast("tuple[Tensor | None, ...]", torch.autograd.grad(loss, ends, allow_unused=True))
         for name, end, grad in zip(places, ends, grads, strict=True):
             felt = torch.zeros_like(end) if grad is None else grad
             total[name] = total[name] + felt.square().sum((0, 2, 3), dtype=torch.float64)
