@@ -10,10 +10,11 @@ Memory is the peak of a process that does nothing else, less what it held before
 from __future__ import annotations
 
 import argparse
-import resource
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -124,10 +125,15 @@ def step(whose: str, name: str, batch: int, dtype: torch.dtype, *, training: boo
 def peak(whose: str, name: str, batch: str, training: str) -> int:
     """MiB that three runs add to this process's peak."""
     run = step(whose, name, int(batch), torch.float32, training=training == "True")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = high_water()
     for _ in range(3):
         run()
-    return round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    return round((high_water() - before) / 1024)
+
+
+def high_water() -> int:
+    """KiB, of this program alone: getrusage's figure begins with that of the process it was started from."""
+    return int(re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[0])
 
 
 def measured_peak(whose: str, name: str, batch: int, *, training: bool) -> str:

@@ -38,7 +38,9 @@ class GhostBottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn_dw(self.conv_dw(self.ghost1(x)))
-        return self.ghost2(self.se(out)).add_(self.shortcut(x))  # in place: at the first blocks the sums are large
+        out = self.se(out)  # one name: the wide maps are forgotten as soon as they are read
+        out = self.ghost2(out)
+        return out.add_(self.shortcut(x))  # in place: at the first blocks the sums are large
 
 
 def ghost_bottleneck(

@@ -121,7 +121,9 @@ class BranchedGhostBottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = total((self.dw_rpr_scale, *self.dw_rpr_conv), self.ghost1(x))
-        return self.ghost2(self.se(out)).add_(self.shortcut(x))  # in place: at the first blocks the sums are large
+        out = self.se(out)
+        out = self.ghost2(out)
+        return out.add_(self.shortcut(x))  # in place: at the first blocks the sums are large
 
     def folded(self) -> GhostBottleneck:
         """The same in evaluation, every sum one convolution."""
