@@ -36,6 +36,16 @@ def test_every_network_keeps_the_contract(name: str) -> None:
     assert bool(torch.isfinite(logits).all())
     logits.sum().backward()
     assert all(p.grad is not None for p in model.parameters())
+    again = create_model(name, num_classes=7, in_chans=2).eval()
+    again.load_state_dict(model.state_dict())
+    x = torch.randn(1, 2, side, side)
+    with torch.no_grad():
+        exact = model.eval()(x)
+        assert torch.equal(again(x), exact)
+        rough = again.to(torch.bfloat16)(x.bfloat16()).float()
+        assert float((rough - exact).abs().max()) < 0.15 * float(exact.abs().max()) + 1e-3
+        model.reset_classifier(3)
+        assert model(x).shape == (1, 3)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
