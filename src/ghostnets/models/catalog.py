@@ -143,11 +143,11 @@ def _described(name: str, model: Backbone, row: Weights | Published | None) -> d
     """Timm's words for what a network is, and for the images its weights expect: those its name stands for, else those
     that others have published for it.
     """
-    first = next((key, module) for key, module in model.named_modules() if isinstance(module, nn.Conv2d))
+    first, conv = first_convolution(model)
     architecture, _, tag = name.partition(".")
     known = {
-        "architecture": architecture, "tag": tag, "classifier": model.classifier_name, "first_conv": first[0],
-        "num_classes": model.num_classes, "input_size": (first[1].in_channels, *model.input_size),
+        "architecture": architecture, "tag": tag, "classifier": model.classifier_name, "first_conv": first,
+        "num_classes": model.num_classes, "input_size": (conv.in_channels, *model.input_size),
     }  # fmt: skip
     shown = row or next((r for r in PUBLISHED.values() if r.architecture == architecture), None)
     if shown is None:
@@ -183,9 +183,14 @@ def _fill_from(row: Weights | Published, model: nn.Module, given: Mapping[str, A
         own = {key: value for key, value in model.state_dict().items() if key.startswith(f"{row.classifier}.")}
         tensors = {key: value for key, value in tensors.items() if not key.startswith(f"{row.classifier}.")} | own
     if given["in_chans"] != row.in_chans:
-        first = next(name for name, module in model.named_modules() if isinstance(module, nn.Conv2d))
+        first, _ = first_convolution(model)
         tensors[f"{first}.weight"] = for_channels(tensors[f"{first}.weight"], given["in_chans"])
     fill(model, tensors, str(path))
+
+
+def first_convolution(model: nn.Module) -> tuple[str, nn.Conv2d]:
+    """Name and module of the convolution that reads the image."""
+    return next((name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d))
 
 
 def for_channels(weight: Tensor, channels: int) -> Tensor:
