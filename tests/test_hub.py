@@ -25,7 +25,8 @@ from ghostnets.errors import MissingExtra, UserError
 from ghostnets.hub import is_repository, push_to_hub
 from ghostnets.models import published
 from ghostnets.models.published import PUBLISHED
-from ghostnets.pretrained import from_pretrained
+from ghostnets.pretrained import from_pretrained, load_factory
+from ghostnets.training.data import Augment, Dataset, Images
 
 pytest.importorskip("huggingface_hub", reason="needs the extra hub")
 
@@ -166,6 +167,32 @@ def test_what_is_pushed_comes_back(hub: Hub, folder: Path, tmp_path: Path) -> No
         assert fetched.returncode == 0, fetched.stderr
         wanted = float(from_pretrained(folder)(torch.ones(1, 1, 32, 32)).detach().square().sum())
         assert float(fetched.stdout) == pytest.approx(wanted, rel=1e-4)
+
+
+def test_the_code_of_a_network_travels_with_it(hub: Hub, tmp_path: Path) -> None:
+    written, saved = tmp_path / "code", tmp_path / "saved"
+    written.mkdir()
+    (written / "parts.py").write_text("def width(): return 4\n")
+    (written / "mine.py").write_text(
+        "from torch import nn\nfrom parts import width\n"
+        "def build(): return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, width()))\n"
+    )
+    pixels = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    images = Images(pixels=pixels, labels=torch.arange(4))
+    dataset = Dataset(
+        name="own", train=images, test=images, classes=tuple("abcd"), mean=(0.5,) * 3, std=(0.5,) * 3,
+        augment=Augment(padding=0, flip=False),
+    )  # fmt: skip
+    source = f"{written / 'mine.py'}:build"
+    ghostnets.save_pretrained(load_factory(written / "mine.py", "build"), saved, dataset=dataset, source=source)
+    (saved / "private.py").write_text("not to be published")
+    shutil.rmtree(written)
+    pushed = run(f"import ghostnets; ghostnets.push_to_hub({str(saved)!r}, 'me/own', token='hf_good')", hub, tmp_path)
+    assert pushed.returncode == 0, pushed.stderr
+    assert {name for name in hub.files["me/own"] if name.endswith(".py")} == {"mine.py", "parts.py"}
+    code = "import ghostnets; print(ghostnets.from_pretrained('me/own', trust_code=True)[2].out_features)"
+    fetched = run(code, hub, tmp_path)
+    assert fetched.stdout == "4\n", fetched.stderr
 
 
 def test_a_refusal_is_one_sentence(hub: Hub, folder: Path, tmp_path: Path) -> None:

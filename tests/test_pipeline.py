@@ -73,7 +73,7 @@ def test_every_record_is_there_and_they_agree(network: nn.Module, dataset: Datas
     heard: list[dict[str, Any]] = []
     done = run(network, dataset, out, command=["ghostnets", "upgrade"], listen=heard.append)
     assert files(out) == {
-        "plan.json", "transfer.json", "model.safetensors", "config.json", "model.py", "upgrade.json", "report.html",
+        "plan.json", "transfer.json", "model.safetensors", "config.json", "tiny.py", "upgrade.json", "report.html",
         "run.jsonl", "state.json", "steps/closed_form.safetensors", "steps/blocks.safetensors", "steps/distil.safetensors",
     }  # fmt: skip
 

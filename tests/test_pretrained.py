@@ -105,7 +105,7 @@ def test_weights_come_back_bit_for_bit_gathers_included(saved: Path, tiny: tuple
 
 def test_config_says_what_the_network_is_for(saved: Path) -> None:
     config = json.loads((saved / "config.json").read_text())
-    assert config["model"] == {"file": "model.py", "factory": "build"}
+    assert config["model"] == {"file": "tiny.py", "factory": "build"}
     assert (config["in_chans"], config["num_classes"], config["input_size"]) == (1, 10, [1, 16, 16])
     assert (config["mean"], config["std"], len(config["classes"])) == ([0.5], [0.25], 10)
     assert [e["name"] for e in config["edits"]] == ["conv1", "conv2", "down"]
@@ -113,8 +113,8 @@ def test_config_says_what_the_network_is_for(saved: Path) -> None:
 
 
 def test_a_file_of_code_runs_only_for_who_trusts_it(saved: Path, tiny: tuple[nn.Module, nn.Module, Plan]) -> None:
-    assert (saved / "model.py").read_bytes() == TINY.read_bytes()
-    (saved / "model.py").write_text("raise SystemExit('it ran')\n")
+    assert (saved / "tiny.py").read_bytes() == TINY.read_bytes()
+    (saved / "tiny.py").write_text("raise SystemExit('it ran')\n")
     with pytest.raises(UserError, match="trust_code=True, or pass the original network as base="):
         from_pretrained(saved)
     with torch.no_grad():
@@ -298,14 +298,22 @@ def test_a_factory_that_fails_says_how(tmp_path: Path, code: str, message: str) 
 def test_neighbours_of_the_factory_are_kept_and_found_in_a_fresh_process(tmp_path: Path, dataset: Dataset) -> None:
     folder, out = tmp_path / "code", tmp_path / "out"
     folder.mkdir()
-    (folder / "parts_of_mine.py").write_text("from torch import nn\ndef head(): return nn.Linear(4, 10)\n")
+    (folder / "model.py").write_text(
+        "from torch import nn\ndef head():\n    from shapes import inner\n    return nn.Linear(inner(), 10)\n"
+    )
     (folder / "mine.py").write_text(
-        "from torch import nn\nfrom parts_of_mine import head\n"
+        "from torch import nn\nfrom model import head\n"
         "def build(): return nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head())\n"
     )
+    (folder / "shapes").mkdir()
+    (folder / "shapes" / "__init__.py").write_text("from shapes.sizes import inner\n")
+    (folder / "shapes" / "sizes.py").write_text("def inner(): return 4\n")
+    (folder / "unused.py").write_text("raise SystemExit('it ran')\n")
     source = f"{folder / 'mine.py'}:build"
     save_pretrained(load_factory(folder / "mine.py", "build"), out, dataset=dataset, source=source)
     shutil.rmtree(folder)
+    kept = {file.relative_to(out).as_posix() for file in out.rglob("*.py")}
+    assert kept == {"mine.py", "model.py", "shapes/__init__.py", "shapes/sizes.py"}
     code = f"import ghostnets; print(ghostnets.from_pretrained({str(out)!r}, trust_code=True)[3].out_features)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout == "10\n", done.stderr

@@ -10,11 +10,11 @@ from typing import Any
 from ghostnets.errors import MissingExtra, UserError
 from ghostnets.records import read_json
 
-CONFIG, WEIGHTS_FILE, CODE_FILE, CARD = "config.json", "model.safetensors", "model.py", "README.md"
+CONFIG, WEIGHTS_FILE, CARD = "config.json", "model.safetensors", "README.md"
 
 NEEDED = (CONFIG, WEIGHTS_FILE)
-WITH_THEM = (CODE_FILE, "plan.json", "upgrade.json", "report.html", "model.onnx")
-"""What else is published where it is there."""
+WITH_THEM = ("plan.json", "upgrade.json", "report.html", "model.onnx")
+"""What else is published where it is there, with the Python files that ``config.json`` names."""
 
 
 def is_repository(source: str) -> bool:
@@ -29,7 +29,7 @@ def fetch_folder(repository: str) -> Path:
     """
     hub = _library(f"{repository} is no folder here, and fetching it from the Hugging Face hub")
     try:
-        return Path(hub.snapshot_download(repository, allow_patterns=[*NEEDED, CODE_FILE]))
+        return Path(hub.snapshot_download(repository, allow_patterns=[*NEEDED, "*.py"]))
     except Exception as error:  # the library has dozens of kinds, all of them "could not be had"
         raise UserError(
             f"{repository} is no folder here, and the hub does not give it ({reason(error)}): get its {CONFIG} and "
@@ -53,10 +53,11 @@ def push_to_hub(directory: str | Path, repository: str, *, private: bool = False
         raise UserError(f"{directory} holds no saved network: it lacks {' and '.join(missing)}")
     if not is_repository(repository):
         raise UserError(f"{repository!r} is no name of a repository: it should look like owner/name")
-    own = [name for name in (*NEEDED, *WITH_THEM, CARD) if (directory / name).is_file()]
+    config = read_json(directory / CONFIG)
+    own = [name for name in (*NEEDED, *WITH_THEM, *code_files(config), CARD) if (directory / name).is_file()]
     files: dict[str, Path | bytes] = {name: directory / name for name in own}
     if CARD not in files:
-        files[CARD] = card(repository, read_json(directory / CONFIG)).encode()
+        files[CARD] = card(repository, config).encode()
     try:
         api = hub.HfApi(token=token)
         api.create_repo(repository, private=private, exist_ok=True)
@@ -68,6 +69,13 @@ def push_to_hub(directory: str | Path, repository: str, *, private: bool = False
             "may write there"
         ) from error
     return str(done.commit_url)
+
+
+def code_files(config: dict[str, Any]) -> list[str]:
+    """The Python files beside a ``config.json`` that build its network: never one outside its folder."""
+    model = config["model"]
+    named = [Path(name) for name in (model.get("file"), *model.get("beside", ())) if name]
+    return [path.as_posix() for path in named if not path.is_absolute() and ".." not in path.parts]
 
 
 def card(repository: str, config: dict[str, Any]) -> str:

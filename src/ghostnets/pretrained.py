@@ -8,6 +8,7 @@ file of the user's is that file kept beside them, and it runs only for who says 
 
 from __future__ import annotations
 
+import ast
 import copy
 import hashlib
 import importlib.util
@@ -25,7 +26,7 @@ from torch import nn
 
 from ghostnets.blocks.branches import fold_branches
 from ghostnets.errors import UserError
-from ghostnets.hub import CODE_FILE, CONFIG, WEIGHTS_FILE, fetch_folder, is_repository
+from ghostnets.hub import CONFIG, WEIGHTS_FILE, fetch_folder, is_repository
 from ghostnets.models.backbone import Backbone
 from ghostnets.models.catalog import BUILDERS, TRAINED, create_model
 from ghostnets.models.weights import fill, read_weights
@@ -46,6 +47,8 @@ class Source:
     folded: bool = False
     """Whether its branches are folded (GhostNetV3)."""
     file: str | None = None
+    beside: tuple[str, ...] = ()
+    """The Python files of its own folder, and of packages there, that it imports."""
     factory: str | None = None
     class_name: str | None = None
 
@@ -101,9 +104,8 @@ def save_pretrained(
     )
     if config.model.file is not None:
         code = Path(str(source).rpartition(":")[0])
-        write_bytes(directory / CODE_FILE, code.read_bytes())
-        for neighbour in neighbours(code):
-            write_bytes(directory / neighbour.name, neighbour.read_bytes())
+        for file in (code.name, *config.model.beside):
+            write_bytes(directory / file, (code.parent / file).read_bytes())
     write_weights(directory / WEIGHTS_FILE, model)
     written = to_json(config)
     written["model"] = {key: value for key, value in written["model"].items() if value}
@@ -243,7 +245,7 @@ def load_factory(path: Path, factory: str) -> nn.Module:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickles look their module up here
-    with _importable(path.resolve().parent):
+    with _importable(path.absolute().parent):  # not resolved: the hub's cache links into another folder
         try:
             spec.loader.exec_module(module)
             made = getattr(module, factory)()
@@ -260,12 +262,31 @@ def load_factory(path: Path, factory: str) -> nn.Module:
     return made
 
 
-def neighbours(code: Path) -> tuple[Path, ...]:
-    """The Python files beside ``code`` that it has imported by now, directly or through others."""
-    folder = code.resolve().parent
-    loaded = [getattr(module, "__file__", None) for name, module in list(sys.modules.items()) if "." not in name]
-    files = {Path(file).resolve() for file in loaded if file is not None}
-    return tuple(sorted(file for file in files if file.parent == folder and file != code.resolve()))
+def neighbours(code: Path) -> tuple[str, ...]:
+    """The Python files beside ``code`` that it imports, directly or through others; of a package, all of its files."""
+    code = code.absolute()
+    folder = code.parent
+    found: dict[str, Path] = {}
+    waiting = [code]
+    while waiting:
+        tree = ast.parse(waiting.pop().read_bytes())
+        for name in sorted({name for node in ast.walk(tree) for name in _imported(node)}):
+            package = sorted((folder / name).rglob("*.py")) if (folder / name / "__init__.py").is_file() else []
+            for file in package or [folder / f"{name}.py"]:
+                relative = file.relative_to(folder).as_posix()
+                if relative not in found and file.is_file() and file != code:
+                    found[relative] = file
+                    waiting.append(file)
+    return tuple(sorted(found))
+
+
+def _imported(node: ast.AST) -> Sequence[str]:
+    """First parts of the names that a statement imports from elsewhere than its own package."""
+    if isinstance(node, ast.Import):
+        return [alias.name.partition(".")[0] for alias in node.names]
+    if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module is not None:
+        return [node.module.partition(".")[0]]
+    return []
 
 
 def describe(source: str | None, model: nn.Module, dataset: Dataset) -> Source:
@@ -280,7 +301,10 @@ def _source(source: str | None, model: nn.Module, num_classes: int, in_chans: in
     known = source is not None and (is_file(source) or source in BUILDERS or source in TRAINED)
     if source is not None and known:
         _same_shapes(build(source, num_classes=num_classes, in_chans=in_chans), model, source)
-        return Source(file=CODE_FILE, factory=source.rpartition(":")[2]) if is_file(source) else Source(name=source)
+        if not is_file(source):
+            return Source(name=source)
+        path, _, factory = source.rpartition(":")
+        return Source(file=Path(path).name, beside=neighbours(Path(path)), factory=factory)
     if isinstance(model, Backbone) and "architecture" in model.pretrained_cfg:
         return _catalogued(model, num_classes, in_chans)
     return Source(class_name=f"{type(model).__module__}.{type(model).__qualname__}")

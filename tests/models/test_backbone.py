@@ -182,14 +182,20 @@ def test_places_that_are_not_there_are_refused(indices: int | list[int]) -> None
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [(name, dtype) for name in HALF for dtype in (torch.bfloat16, torch.float16)]
-    + [pytest.param(name, torch.bfloat16, marks=pytest.mark.slow) for name in SMALL if name not in HALF],
+    [
+        pytest.param(name, dtype, marks=[] if name in HALF else pytest.mark.slow)
+        for name in SMALL
+        for dtype in (torch.bfloat16, torch.float16)
+    ],
 )
 def test_half_precision(name: str, dtype: torch.dtype) -> None:
     model = network(name).eval()
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        exact = model(x)
+        while not float((exact := model(x)).abs().max()) < 100:  # the maps of a fresh ResNet-56 grow to 1e10
+            for module in model.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.weight.mul_(0.5)
         rough = model.to(dtype)(x.to(dtype)).float()
     assert float((rough - exact).abs().max()) < 0.15 * float(exact.abs().max())
 
