@@ -8,6 +8,7 @@ import io
 import tarfile
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from rich.console import Console
 from ghostnets import progress
 from ghostnets.download import cache_dir, fetch, unpack
 from ghostnets.errors import UserError
-from ghostnets.training import cifar10
+from ghostnets.training import cifar
 from ghostnets.training.data import load_dataset
 
 CONTENT = bytes(range(256)) * 1000
@@ -140,7 +141,7 @@ def test_no_server_is_one_sentence_with_the_address_and_what_to_do(
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.delenv("GHOSTNETS_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(cifar10, "URL", gone.url)
+    monkeypatch.setitem(cifar.SETS, "cifar10", replace(cifar.CIFAR10, url=gone.url))
     with pytest.raises(UserError, match=rf"{gone.url} could not be .*--data-dir or GHOSTNETS_DATA") as caught:
         load_dataset("cifar10")
     assert "\n" not in str(caught.value)
@@ -227,17 +228,17 @@ def test_cifar_is_fetched_unpacked_and_found_the_next_time(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = bytes([7]) + bytes(3072)
-    names = [*cifar10.TRAIN_FILES, *cifar10.TEST_FILES, "batches.meta.txt"]
+    names = [*cifar.CIFAR10.files, cifar.CIFAR10.names]
     packed = archive(tmp_path / "cifar.tar.gz", {f"cifar-10-batches-bin/{name}": record for name in names})
     server.content = packed.read_bytes()
     server.allowance = len(server.content) * 2 // 3
     monkeypatch.delenv("GHOSTNETS_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(cifar10, "URL", server.url)
-    monkeypatch.setattr(cifar10, "MD5", md5(server.content))
-    monkeypatch.setattr(cifar10, "FILE_SIZE", len(record))
-    for table in ("TRAIN_FILES", "TEST_FILES"):
-        monkeypatch.setattr(cifar10, table, dict.fromkeys(getattr(cifar10, table), md5(record)))
+    here = replace(
+        cifar.CIFAR10, url=server.url, md5=md5(server.content), train_records=1, test_records=1,
+        train=dict.fromkeys(cifar.CIFAR10.train, md5(record)), test=dict.fromkeys(cifar.CIFAR10.test, md5(record)),
+    )  # fmt: skip
+    monkeypatch.setitem(cifar.SETS, "cifar10", here)
     fetched = load_dataset("cifar10")
     assert fetched.train.labels is not None
     assert fetched.train.labels.tolist() == [7] * 5

@@ -38,7 +38,10 @@ MAY_IMPORT = BELOW | {
     "pretrained": {*BELOW, "hub"},  # save_pretrained, from_pretrained
     "pipeline": {*BELOW, "pretrained"},  # the whole upgrade as one function
     "prediction": {*BELOW, "hub", "pretrained"},  # image files in, classes out
-    "cli": {*BELOW, "pretrained", "pipeline", "prediction", "__init__"},
+    "trainer": {*BELOW, "hub", "pretrained", "prediction"},  # a whole training run as one function
+    "validation": {*BELOW, "hub", "pretrained", "prediction"},  # the figures of a trained network
+    "cli": {*BELOW, "pretrained", "pipeline", "prediction", "trainer", "validation", "__init__"},
+    "__main__": {"cli"},
     "__init__": {"records", "blocks", "models", "upgrading", "pipeline", "pretrained", "hub"},  # the public names
 }
 

@@ -27,8 +27,9 @@ import ghostnets
 from ghostnets.measure.accuracy import top1
 from ghostnets.models.resnet import cifar_resnet
 from ghostnets.models.weights import load_weights
-from ghostnets.training.augment import batches, generator, random_crop_flip
+from ghostnets.training.augment import batches, random_crop_flip
 from ghostnets.training.data import Dataset, Images, load_dataset, normalise
+from ghostnets.training.draw import generator, whole
 
 OUT = Path(ghostnets.__file__).parent / "models" / "data" / "resnet20_digits.safetensors"
 
@@ -75,7 +76,7 @@ def train(digits: Dataset, *, seed: int, say: Callable[[str], None]) -> nn.Modul
     for epoch in range(EPOCHS):
         total = 0.0
         for pixels, labels in batches(digits.train, batch_size=BATCH_SIZE, seed=seed, epoch=epoch, drop_last=True):
-            moved = random_crop_flip(pixels, padding=PADDING, flip=False, generator=generator(seed, 1, step))
+            moved = random_crop_flip(pixels, padding=PADDING, flip=False, draw=whole(generator(seed, 1, step), len(pixels)))
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 logits = model(normalise(moved, digits.mean, digits.std))
             loss = F.cross_entropy(logits.float(), labels, label_smoothing=SMOOTHING)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import re
 import secrets
 from dataclasses import dataclass, field
@@ -203,6 +204,9 @@ def _build(kind: Any, data: Any, where: str) -> Any:
         if unknown or missing:
             raise UserError(f"{where} has unknown fields {unknown} and lacks {missing}")
         return kind(**{n: _build(hints[n], v, f"{where}.{n}") for n, v in data.items()})  # pyright: ignore[reportCallIssue]
+    inner = [k for k in get_args(kind) if k is not type(None)]
+    if len(inner) < len(get_args(kind)) and get_origin(inner[0]) is not None:  # a list, an object or a choice, or null
+        return None if data is None else _build(inner[0], data, where)
     if get_origin(kind) is tuple:
         return _tuple(get_args(kind), data, where)
     if get_origin(kind) is dict:
@@ -263,6 +267,8 @@ def write_bytes(path: Path, data: bytes) -> None:
         try:
             with partial.open("xb") as file:  # unlike mkstemp's, open to whom the umask allows
                 file.write(data)
+                file.flush()
+                os.fsync(file.fileno())  # before the name says that it is whole: the power may fail in between
             partial.replace(path)
         except BaseException:
             partial.unlink(missing_ok=True)

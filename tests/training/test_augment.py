@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from ghostnets.errors import UserError
-from ghostnets.training.augment import batches, blend, generator, random_crop_flip
+from ghostnets.training.augment import batches, blend, random_crop_flip
 from ghostnets.training.data import Images
+from ghostnets.training.draw import generator, whole
 
 
 def numbered(count: int) -> Images:
@@ -47,7 +48,7 @@ def test_every_result_is_one_of_the_crops(
 ) -> None:
     pixels = torch.randint(1, 256, (count, channels, height, width), dtype=torch.uint8, generator=generator(seed))
     before = pixels.clone()
-    result = random_crop_flip(pixels, padding=padding, flip=flip, generator=generator(seed, 1))
+    result = random_crop_flip(pixels, padding=padding, flip=flip, draw=whole(generator(seed, 1), len(pixels)))
     assert torch.equal(pixels, before)
     assert result.shape == pixels.shape
     assert result.dtype == torch.uint8
@@ -58,7 +59,7 @@ def test_every_result_is_one_of_the_crops(
 def test_all_crops_come_about_equally_often() -> None:
     image = torch.arange(1, 10, dtype=torch.uint8).view(1, 3, 3)
     expected = views(image, 1, flip=True)
-    result = random_crop_flip(image.expand(3600, 1, 3, 3), padding=1, flip=True, generator=generator(0))
+    result = random_crop_flip(image.expand(3600, 1, 3, 3), padding=1, flip=True, draw=whole(generator(0), 3600))
     counts = torch.tensor([(result == view).flatten(1).all(1).sum() for view in expected])
     assert counts.sum() == 3600
     assert counts.min() > 150  # of 200 expected, with a standard deviation of 14
@@ -67,14 +68,14 @@ def test_all_crops_come_about_equally_often() -> None:
 
 def test_without_padding_and_flip_nothing_changes() -> None:
     pixels = torch.randint(0, 256, (5, 3, 4, 4), dtype=torch.uint8)
-    assert torch.equal(random_crop_flip(pixels, padding=0, flip=False, generator=generator(0)), pixels)
+    assert torch.equal(random_crop_flip(pixels, padding=0, flip=False, draw=whole(generator(0), len(pixels))), pixels)
 
 
 def test_crops_repeat_with_their_generator_and_leave_the_random_state_alone() -> None:
     pixels = torch.randint(0, 256, (20, 3, 8, 8), dtype=torch.uint8)
     before = torch.get_rng_state()
     first, again, other = (
-        random_crop_flip(pixels, padding=2, flip=True, generator=generator(*place))
+        random_crop_flip(pixels, padding=2, flip=True, draw=whole(generator(*place), len(pixels)))
         for place in ((1, 2), (1, 2), (2, 1))
     )
     assert torch.equal(first, again)
@@ -84,7 +85,9 @@ def test_crops_repeat_with_their_generator_and_leave_the_random_state_alone() ->
 
 def test_negative_padding_is_refused() -> None:
     with pytest.raises(UserError, match="padding -1"):
-        random_crop_flip(torch.zeros(1, 1, 2, 2, dtype=torch.uint8), padding=-1, flip=False, generator=generator(0))
+        random_crop_flip(
+            torch.zeros(1, 1, 2, 2, dtype=torch.uint8), padding=-1, flip=False, draw=whole(generator(0), 1)
+        )
 
 
 @given(st.integers(1, 50), st.integers(1, 60), st.integers(0, 5), st.integers(0, 5))

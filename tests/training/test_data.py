@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ghostnets.errors import UserError
-from ghostnets.training import cifar10, data, image_folder, pixels
+from ghostnets.training import cifar as sets
+from ghostnets.training import data, image_folder, pixels
 from ghostnets.training.data import Dataset, Images, hold_out, load_dataset, normalise
 from ghostnets.training.split import stratified
 
@@ -233,7 +235,7 @@ def test_digits_in_another_shape(digits: Dataset) -> None:
 def test_cifar_agrees_with_another_reader(cifar: Dataset, data_root: Path) -> None:
     folder = data_root / "cifar-10-batches-bin"
     record = np.dtype([("label", "u1"), ("red", "u1", (32, 32)), ("green", "u1", (32, 32)), ("blue", "u1", (32, 32))])
-    for images, names in ((cifar.train, list(cifar10.TRAIN_FILES)), (cifar.test, ["test_batch.bin"])):
+    for images, names in ((cifar.train, list(sets.CIFAR10.train)), (cifar.test, ["test_batch.bin"])):
         assert images.labels is not None
         for k, name in enumerate(names):
             part = images.subset(slice(10_000 * k, 10_000 * (k + 1)))
@@ -261,17 +263,17 @@ def test_cifar_figures_are_imagenets_unless_others_are_asked_for(cifar: Dataset)
 @pytest.fixture
 def tiny_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Six hand-made files of two records each; record r of file f is labelled f + r and filled with 10 f + r."""
-    monkeypatch.setattr(cifar10, "FILE_SIZE", 2 * 3073)
     folder = tmp_path / "tiny" / "cifar-10-batches-bin"
     folder.mkdir(parents=True)
-    for table in ("TRAIN_FILES", "TEST_FILES"):
-        files = {}
-        for name in getattr(cifar10, table):
+    tables: dict[str, dict[str, str]] = {"train": {}, "test": {}}
+    for table, files in tables.items():
+        for name in getattr(sets.CIFAR10, table):
             f = 0 if name == "test_batch.bin" else int(name[11])
             content = b"".join(bytes([f + r] + [10 * f + r] * 3072) for r in range(2))
             (folder / name).write_bytes(content)
             files[name] = hashlib.md5(content, usedforsecurity=False).hexdigest()
-        monkeypatch.setattr(cifar10, table, files)
+    tiny = replace(sets.CIFAR10, train=tables["train"], test=tables["test"], train_records=2, test_records=2)
+    monkeypatch.setitem(sets.SETS, "cifar10", tiny)
     return folder
 
 
@@ -286,10 +288,10 @@ def test_cifar_files_are_read_in_order(tiny_cifar: Path) -> None:
 def test_cifar_is_found_in_the_folder_its_parent_and_the_environment(
     tiny_cifar: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert cifar10.locate(tiny_cifar, download=False) == tiny_cifar
-    assert cifar10.locate(tiny_cifar.parent, download=False) == tiny_cifar
+    assert sets.locate(sets.CIFAR10, tiny_cifar, download=False) == tiny_cifar
+    assert sets.locate(sets.CIFAR10, tiny_cifar.parent, download=False) == tiny_cifar
     monkeypatch.setenv("GHOSTNETS_DATA", str(tiny_cifar.parent))
-    assert cifar10.locate(None, download=False) == tiny_cifar
+    assert sets.locate(sets.CIFAR10, None, download=False) == tiny_cifar
 
 
 def damage(name: str, content: Callable[[bytes], bytes | None]) -> Callable[[Path], None]:
@@ -315,7 +317,35 @@ def test_a_wrong_cifar_file_is_named(tiny_cifar: Path, act: Callable[[Path], Non
     with pytest.raises(UserError, match=message) as caught:
         load_dataset("cifar10", data_dir=tiny_cifar)
     assert "\n" not in str(caught.value)
-    assert cifar10.URL in str(caught.value)
+    assert sets.CIFAR10.url in str(caught.value)
+
+
+@pytest.fixture
+def tiny_cifar100(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two records a file; superclass 19, class 98 or 99, pixels filled with the class."""
+    folder = tmp_path / "cifar-100-binary"
+    folder.mkdir()
+    for name in ("train.bin", "test.bin"):
+        (folder / name).write_bytes(b"".join(bytes([19, k] + [k] * 3072) for k in (98, 99)))
+    monkeypatch.setitem(sets.SETS, "cifar100", replace(sets.CIFAR100, train_records=2, test_records=2))
+    return folder
+
+
+def test_cifar100_has_the_class_behind_the_superclass(tiny_cifar100: Path) -> None:
+    tiny = load_dataset("cifar100", data_dir=tiny_cifar100)
+    assert tiny.train.labels is not None
+    assert tiny.train.labels.tolist() == [98, 99]
+    assert tiny.train.pixels[:, 0, 0, 0].tolist() == [98, 99]
+    assert tiny.test.pixels[:, 2, 31, 31].tolist() == [98, 99]
+    assert len(set(tiny.classes)) == 100
+    assert list(tiny.classes) == sorted(tiny.classes)
+    assert (tiny.classes[98], tiny.classes[99]) == ("woman", "worm")
+
+
+def test_a_label_that_no_class_has_is_named(tiny_cifar100: Path) -> None:
+    (tiny_cifar100 / "test.bin").write_bytes(bytes([19, 100] + [0] * 3072) * 2)
+    with pytest.raises(UserError, match=r"test\.bin has the label 100, and CIFAR-100 has 100 classes"):
+        load_dataset("cifar100", data_dir=tiny_cifar100)
 
 
 def test_a_data_dir_without_cifar_comes_before_the_other_places_and_gets_the_download(
@@ -323,18 +353,18 @@ def test_a_data_dir_without_cifar_comes_before_the_other_places_and_gets_the_dow
 ) -> None:
     empty = tmp_path / "empty"
     monkeypatch.setenv("GHOSTNETS_DATA", str(tiny_cifar))
-    assert cifar10.locate(empty, download=False) == tiny_cifar
-    assert cifar10.locate(tiny_cifar, download=False) == tiny_cifar
+    assert sets.locate(sets.CIFAR10, empty, download=False) == tiny_cifar
+    assert sets.locate(sets.CIFAR10, tiny_cifar, download=False) == tiny_cifar
     monkeypatch.delenv("GHOSTNETS_DATA")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with pytest.raises(UserError, match="there is no CIFAR-10 here"):
-        cifar10.locate(empty, download=False)
-    monkeypatch.setattr(cifar10, "_download", lambda root: root / "downloaded")
-    assert cifar10.locate(empty, download=True) == empty / "downloaded"
+        sets.locate(sets.CIFAR10, empty, download=False)
+    monkeypatch.setattr(sets, "_download", lambda _, root: root / "downloaded")
+    assert sets.locate(sets.CIFAR10, empty, download=True) == empty / "downloaded"
 
 
 def test_a_data_dir_is_cifars_alone(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is where CIFAR-10 lies, and digits was asked"):
+    with pytest.raises(UserError, match="is where CIFAR lies, and digits was asked"):
         load_dataset("digits", data_dir=tmp_path)
 
 
@@ -496,10 +526,11 @@ def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:
 
 
 def test_an_unknown_name_gets_the_known_ones_and_the_closest() -> None:
-    with pytest.raises(UserError, match=r"'cifar-10': choose digits, cifar10 or a folder .*mean 'cifar10'"):
+    with pytest.raises(UserError, match=r"'cifar-10': choose digits, cifar10, cifar100 or a folder .*mean 'cifar10'"):
         load_dataset("cifar-10")
 
 
-def test_every_name_in_the_list_loads(cifar: Dataset, digits: Dataset) -> None:
-    assert (digits.name, cifar.name) == data.NAMES
+def test_every_name_in_the_list_loads(tiny_cifar: Path, tiny_cifar100: Path) -> None:
+    folders = {"cifar10": tiny_cifar, "cifar100": tiny_cifar100}
+    assert tuple(load_dataset(name, data_dir=folders.get(name)).name for name in data.NAMES) == data.NAMES
     assert all(name in (inspect.getdoc(load_dataset) or "") for name in data.NAMES)

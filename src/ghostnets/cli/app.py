@@ -15,14 +15,16 @@ from ghostnets.cli.catalogue import list_
 from ghostnets.cli.info import info
 from ghostnets.cli.predict import predict
 from ghostnets.cli.report import report
+from ghostnets.cli.train import train
 from ghostnets.cli.upgrade import upgrade
+from ghostnets.cli.validate import validate
 from ghostnets.errors import GhostnetsError, UserError
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130  # 130 = 128 + SIGINT, as shells say it
 
 app = App(
     name="ghostnets",
-    help="Turn a trained convolutional network into a Ghost network.",
+    help="Turn a trained convolutional network into a Ghost network; train, validate and try one.",
     help_epilogue="ghostnets VERB --help says more. --debug anywhere shows the traceback of an error.",
     help_format="plaintext",
     version=__version__,
@@ -37,6 +39,8 @@ app.command(report)
 app.command(list_, name="list")
 app.command(info)
 app.command(predict)
+app.command(train)
+app.command(validate)
 
 
 def main() -> None:

@@ -14,3 +14,23 @@ def image_size_of(text: str | None) -> tuple[int, int] | None:
     if len(parts) != 2 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
         raise UserError(f"--input-size {text!r} is not understood: write height,width, such as 224,224")
     return int(parts[0]), int(parts[1])
+
+
+def figures_of(option: str, text: str | None) -> tuple[float, ...] | None:
+    """What ``--mean`` or ``--std`` says. Raises UserError where it is no list of figures."""
+    if text is None:
+        return None
+    try:
+        return tuple(float(word) for word in text.split(","))
+    except ValueError:
+        raise UserError(f"{option} {text!r} is not understood: write a figure a channel, with commas") from None
+
+
+def use_threads(threads: int | None) -> None:
+    """What ``--threads`` says. Raises UserError where it is no number of threads."""
+    import torch
+
+    if threads is not None:
+        if threads < 1:
+            raise UserError(f"threads {threads} must be at least 1")
+        torch.set_num_threads(threads)

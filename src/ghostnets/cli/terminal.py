@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE
 from rich.console import Console
@@ -17,6 +17,14 @@ from rich.table import Table
 from ghostnets.progress import progress
 from ghostnets.records import UpgradeRecord
 from ghostnets.report import tables
+
+if TYPE_CHECKING:  # PyTorch takes seconds
+    from ghostnets.measure.quality import Quality
+    from ghostnets.trainer import TrainRecord
+
+SHOWN_CLASSES = 100
+"""Rows that a person still reads."""
+"""Rows that a person still reads."""
 
 
 @contextmanager
@@ -102,3 +110,48 @@ def _table(first: str, *others: str) -> Table:
     for title in others:
         table.add_column(title, justify="right")
     return table
+
+
+def train_line(event: dict[str, Any]) -> str | None:
+    """What is worth saying of a line of a training run's log, if anything."""
+    kind = event["event"]
+    if kind == "note":
+        return f"note: {event['text']}"
+    if kind == "resume":
+        return f"going on from step {event['step']}"
+    if kind != "epoch":
+        return None
+    words = [f"epoch {event['epoch']:g}", f"loss {event['loss']:.4f}"]
+    if "top1" in event:
+        words.append(f"held-out top-1 {tables.percent(event['top1'])}")
+    words.append(f"{event['images_per_second']:.0f} images/s")
+    if event["memory_mib"] is not None:
+        words.append(f"{event['memory_mib']:.0f} MiB")
+    return ", ".join(words)
+
+
+def train_summary(record: TrainRecord, console: Console) -> str:
+    """What has come of a training run."""
+    spent = f"{record.epochs:g} epochs in {tables.duration(record.seconds)}, {record.images_per_second:.0f} images/s"
+    title = f"{record.model}, {record.data}{' (held-out training images)' if record.held_out else ''}"
+    return f"{quality_summary(record.quality, title, console)}{spent}\n"
+
+
+def quality_summary(quality: Quality, title: str, console: Console) -> str:
+    """The figures, and those of every class where they are not too many to read."""
+    table = _table(title, "figure")
+    for name, figure in (
+        ("images", f"{quality.images:,}"), ("top-1", tables.percent(quality.top1)), ("top-5", tables.percent(quality.top5)),
+        ("log-likelihood (nats)", f"{-quality.nll:.4f}"), ("calibration error", f"{quality.ece:.4f}"),
+    ):  # fmt: skip
+        table.add_row(name, figure)
+    classes = _table("class", "images", "recognised", "right when said")
+    for row in quality.classes[:SHOWN_CLASSES]:
+        precision = "never said" if row.precision is None else tables.percent(row.precision)
+        classes.add_row(row.name, f"{row.images:,}", tables.percent(row.recall), precision)
+    more = len(quality.classes) - SHOWN_CLASSES
+    with console.capture() as captured:
+        console.print(table, classes)
+        if more > 0:
+            console.print(f"and {more} classes more: --json has them")
+    return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from ghostnets.cli.arguments import image_size_of
+from ghostnets.cli.arguments import figures_of, image_size_of, use_threads
 from ghostnets.errors import UserError
 from ghostnets.folder import Recover, Request
 from ghostnets.records import Budget, to_json
@@ -88,7 +88,7 @@ def upgrade(
     from ghostnets.cli.terminal import event_line, interrupts, summary, watching
     from ghostnets.pipeline import upgrade as run
 
-    _use_threads(threads)
+    use_threads(threads)
     console = Console(stderr=True, highlight=False)
 
     def listen(event: dict[str, Any]) -> None:
@@ -142,15 +142,6 @@ def _budget(budget: str | None, ratio: int | None, kernel: int) -> Budget:
     return Budget(macs=macs, ratio=ratio, kernel=kernel)
 
 
-def _use_threads(threads: int | None) -> None:
-    import torch
-
-    if threads is not None:
-        if threads < 1:
-            raise UserError(f"threads {threads} must be at least 1")
-        torch.set_num_threads(threads)
-
-
 def _load(
     model: str,
     weights: Path | None,
@@ -185,8 +176,8 @@ def _load(
     dataset = load_dataset(
         data or home or "",
         data_dir=data_dir,
-        mean=_figures("--mean", mean) or (known.mean if known else None),
-        std=_figures("--std", std) or (known.std if known else None),
+        mean=figures_of("--mean", mean) or (known.mean if known else None),
+        std=figures_of("--std", std) or (known.std if known else None),
         size=image_size_of(input_size),
         flip=False if no_flip else None,
         channels=first if data is not None and Path(data).is_dir() and first in {1, 3} else None,
@@ -201,12 +192,3 @@ def _load(
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
-
-
-def _figures(option: str, text: str | None) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(float(word) for word in text.split(","))
-    except ValueError:
-        raise UserError(f"{option} {text!r} is not understood: write a figure a channel, with commas") from None

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 
 import torch
@@ -12,12 +11,7 @@ from torch import Tensor
 
 from ghostnets.errors import UserError
 from ghostnets.training.data import Images
-
-
-def generator(*place: int) -> torch.Generator:
-    """Random numbers that belong to one place in a run, such as ``(seed, epoch, step)``, and to no other."""
-    digest = hashlib.sha256(repr(place).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+from ghostnets.training.draw import Draw, generator
 
 
 def batches(
@@ -53,19 +47,32 @@ def _draw(pixels: Tensor, labels: Tensor, order: tuple[Tensor, ...]) -> Iterator
             yield pixels[index], labels[index]
 
 
-def random_crop_flip(pixels: Tensor, *, padding: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """Every image (N, C, H, W) shifted by up to ``padding`` pixels over a black border, and with ``flip`` half of them
-    mirrored. Black means 0 before normalising, as He et al. (arXiv:1512.03385, section 4.2) train on CIFAR-10.
+def random_crop_flip(pixels: Tensor, *, padding: int, flip: bool | Tensor, draw: Draw, reflect: bool = False) -> Tensor:
+    """Every image (N, C, H, W) shifted by up to ``padding`` pixels over a border, and with ``flip`` half of them mirrored,
+    or those that a mask (N,) names. The border is black, 0 before normalising, as He et al. (arXiv:1512.03385,
+    section 4.2) train on CIFAR-10; with ``reflect`` it mirrors the image.
     """
     if padding < 0:
         raise UserError(f"crop padding {padding} must not be negative")
     count, channels, height, width = pixels.shape
-    top, left = torch.randint(2 * padding + 1, (2, count, 1), generator=generator)
-    mirrored = torch.randint(2 if flip else 1, (count, 1), generator=generator).bool()
+    top, left = draw.integers(2 * padding + 1, 2)[:, :, None]
+    drawn = draw.integers(2, 1)[0].bool()
+    mirrored = (flip if isinstance(flip, Tensor) else drawn & flip)[:, None]
     rows = top + torch.arange(height)
     columns = left + torch.where(mirrored, torch.arange(width).flip(0), torch.arange(width))
-    index = (rows[:, :, None] * (width + 2 * padding) + columns[:, None, :]).view(count, 1, -1).expand(-1, channels, -1)
-    return F.pad(pixels, (padding,) * 4).flatten(2).gather(2, index).view_as(pixels)
+    if reflect:
+        rows, columns = (_reflected(place - padding, length) for place, length in ((rows, height), (columns, width)))
+        source, line = pixels, width
+    else:
+        source, line = F.pad(pixels, (padding,) * 4), width + 2 * padding
+    index = (rows[:, :, None] * line + columns[:, None, :]).view(count, 1, -1).expand(-1, channels, -1)
+    return source.flatten(2).gather(2, index).view_as(pixels)
+
+
+def _reflected(place: Tensor, length: int) -> Tensor:
+    """Where a place beyond the edge falls when the image is mirrored there, as ``F.pad(mode="reflect")`` has it."""
+    place = place.abs()
+    return torch.where(place < length, place, 2 * (length - 1) - place)
 
 
 def blend(images: Tensor, share: float, *, generator: torch.Generator) -> Tensor:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labelled images for training and testing: the embedded digits, CIFAR-10, and folders of images.
+"""Labelled images for training and testing: the embedded digits, CIFAR, and folders of images.
 
 Pixels stay uint8 until :func:`normalise`, so that a whole set fits in memory and augmentation is cheap.
 """
@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ghostnets.errors import UserError
-from ghostnets.training import cifar10, image_folder
+from ghostnets.training import cifar, image_folder
 from ghostnets.training import pixels as store
 from ghostnets.training.split import stratified
 
-NAMES = ("digits", "cifar10")
+NAMES = ("digits", *cifar.SETS)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -98,25 +98,25 @@ def load_dataset(
     flip: bool | None = None,
     download: bool = True,
 ) -> Dataset:
-    """``digits``, ``cifar10``, or a folder with one folder of images a class (see ``image_folder.read``).
+    """``digits``, ``cifar10``, ``cifar100``, or a folder with one folder of images a class (see ``image_folder.read``).
 
     ``digits`` are the 1,797 handwritten digits that come with scikit-learn (8×8, 0…16), drawn at 32×32 by bilinear
-    interpolation. CIFAR-10 is looked for in ``data_dir``, in the folder GHOSTNETS_DATA names, and in the cache, and is
+    interpolation. CIFAR is looked for in ``data_dir``, in the folder GHOSTNETS_DATA names, and in the cache, and is
     downloaded if it is nowhere. ``flip`` says whether the mirror image is the same thing; by default a digit's is not,
     and any other's is. ``mean`` and ``std`` default to the training images' own for the digits and to
-    ImageNet's for everything else, CIFAR-10 included, because the published weights that get upgraded were mostly
+    ImageNet's for everything else, CIFAR included, because the published weights that get upgraded were mostly
     trained with those. ``size`` (H, W) and ``channels`` default to the set's own, for a folder to 224×224 in colour.
     """
     if size is not None and min(size) < 1:
         raise UserError(f"image size {size[0]}×{size[1]} must be at least 1×1")
     if channels not in {None, 1, 3}:
         raise UserError(f"{channels} channels cannot be made from an image: ask for 1 (grey) or 3 (colour)")
-    if data_dir is not None and name_or_dir != "cifar10":
-        raise UserError(f"data_dir {data_dir} is where CIFAR-10 lies, and {name_or_dir} was asked: leave it out")
+    if data_dir is not None and name_or_dir not in cifar.SETS:
+        raise UserError(f"data_dir {data_dir} is where CIFAR lies, and {name_or_dir} was asked: leave it out")
     if name_or_dir == "digits":
         dataset = _digits()
-    elif name_or_dir == "cifar10":
-        dataset = _cifar10(data_dir, download=download)
+    elif name_or_dir in cifar.SETS:
+        dataset = _cifar(cifar.SETS[name_or_dir], data_dir, download=download)
     elif Path(name_or_dir).is_dir():
         dataset = _folder(Path(name_or_dir), size=size or FOLDER_SIZE, channels=channels or 3)
     else:
@@ -132,6 +132,19 @@ def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     spread = torch.tensor(std, dtype=torch.float64).view(1, -1, 1, 1)
     out = pixels.to(torch.float32, memory_format=torch.channels_last)
     return out.mul_((1 / (255 * spread)).float()).sub_((centre / spread).float())
+
+
+def normalisation(
+    what: str, asked: Sequence[float] | None, default: tuple[float, ...], channels: int
+) -> tuple[float, ...]:
+    """One figure a channel: those asked for, else the defaults, repeated for colour or averaged for grey."""
+    if asked is None:
+        return default if len(default) == channels else (sum(default) / len(default),) * channels
+    if len(asked) != channels:
+        raise UserError(f"{what} {_listed(asked)} has {len(asked)} figures for {channels} channels: give {channels}")
+    if not all(math.isfinite(figure) and (figure > 0 or what == "mean") for figure in asked):
+        raise UserError(f"{what} {_listed(asked)} must be finite{' and above 0' if what == 'std' else ''}")
+    return tuple(float(figure) for figure in asked)
 
 
 def hold_out(images: Images, n: int, seed: int) -> tuple[Images, Images]:
@@ -169,16 +182,14 @@ def _digits() -> Dataset:
     )
 
 
-def _cifar10(data_dir: Path | None, *, download: bool) -> Dataset:
-    folder = cifar10.locate(data_dir, download=download)
-    (train, train_labels), (test, test_labels) = (
-        cifar10.read(folder, files) for files in (cifar10.TRAIN_FILES, cifar10.TEST_FILES)
-    )
+def _cifar(rows: cifar.Set, data_dir: Path | None, *, download: bool) -> Dataset:
+    folder = cifar.locate(rows, data_dir, download=download)
+    (train, train_labels), (test, test_labels) = (cifar.read(rows, folder, part) for part in ("train", "test"))
     return Dataset(
-        name="cifar10",
+        name=rows.name,
         train=Images(pixels=train, labels=train_labels),
         test=Images(pixels=test, labels=test_labels),
-        classes=cifar10.CLASSES,
+        classes=rows.classes,
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
         augment=Augment(padding=4, flip=True),
@@ -217,20 +228,9 @@ def _as_asked(
         dataset,
         train=train,
         test=test,
-        mean=_figures("mean", mean, dataset.mean, channels),
-        std=_figures("std", std, dataset.std, channels),
+        mean=normalisation("mean", mean, dataset.mean, channels),
+        std=normalisation("std", std, dataset.std, channels),
     )
-
-
-def _figures(what: str, asked: Sequence[float] | None, default: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    """One figure a channel: those asked for, else the defaults, repeated for colour or averaged for grey."""
-    if asked is None:
-        return default if len(default) == channels else (sum(default) / len(default),) * channels
-    if len(asked) != channels:
-        raise UserError(f"{what} {_listed(asked)} has {len(asked)} figures for {channels} channels: give {channels}")
-    if not all(math.isfinite(figure) and (figure > 0 or what == "mean") for figure in asked):
-        raise UserError(f"{what} {_listed(asked)} must be finite{' and above 0' if what == 'std' else ''}")
-    return tuple(float(figure) for figure in asked)
 
 
 def _listed(figures: Sequence[float]) -> str:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -51,6 +52,28 @@ class Decoded:
 
 Listing = list[tuple[Path, int]]
 """Files and their labels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """Files of both parts with their labels, and what the user should know about them."""
+
+    train: Listing
+    test: Listing
+    classes: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def listed(root: Path) -> Listed:
+    """The files of ``root/train/CLASS`` and ``root/test/CLASS`` (or ``val``), or of ``root/CLASS``, which is then split.
+
+    Raises UserError where there are fewer than two classes, or one without a training image.
+    """
+    classes, train, test, notes = _list(root)
+    empty = [name for k, name in enumerate(classes) if all(label != k for _, label in train)]
+    if empty:
+        raise UserError(f"{root} has the class {empty[0]!r} without a training image: add some, or remove its folder")
+    return Listed(train=train, test=test, classes=classes, notes=tuple(notes))
 
 
 def read(root: Path, *, size: tuple[int, int], channels: int) -> Decoded:
@@ -161,11 +184,15 @@ def decode_image(
 
     An image that has the size already stays as it is, unless ``rescale`` treats it like any other.
     """
-    with Image.open(path) as file:
-        upright = _convert(ImageOps.exif_transpose(file), channels)
-    done = not rescale and (upright.height, upright.width) == size
-    image = upright if done else _crop(upright, size, crop, INTERPOLATIONS[interpolation])
+    upright = open_image(path, channels)
+    image = upright if not rescale and upright.size == size[::-1] else centre_crop(upright, size, crop, interpolation)
     return np.asarray(image).reshape(*size, channels).transpose(2, 0, 1)
+
+
+def open_image(source: Path | io.BytesIO, channels: int) -> Image.Image:
+    """An image upright (EXIF), grey or in colour. Raises nearly anything where it is damaged."""
+    with Image.open(source) as file:
+        return _convert(ImageOps.exif_transpose(file), channels)
 
 
 def _convert(image: Image.Image, channels: int) -> Image.Image:
@@ -180,11 +207,12 @@ def _convert(image: Image.Image, channels: int) -> Image.Image:
     return image.convert("RGB" if channels == 3 else "L")
 
 
-def _crop(image: Image.Image, size: tuple[int, int], crop: float, filter_: Image.Resampling) -> Image.Image:
+def centre_crop(image: Image.Image, size: tuple[int, int], crop: float, interpolation: str) -> Image.Image:
+    """Scaled until ``size`` (H, W) fills ``crop`` of its tighter side, and cut out of the middle."""
     height, width = size
     scale = max(int(height / crop) / image.height, int(width / crop) / image.width)
     new = (max(width, int(image.width * scale + 1e-6)), max(height, int(image.height * scale + 1e-6)))
-    image = image.resize(new, filter_)
+    image = image.resize(new, INTERPOLATIONS[interpolation])
     left, top = round((new[0] - width) / 2), round((new[1] - height) / 2)
     return image.crop((left, top, left + width, top + height))
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ghostnets.errors import UserError
-from ghostnets.training.augment import generator, random_crop_flip
+from ghostnets.training.augment import random_crop_flip
 from ghostnets.training.data import Dataset, Images, normalise
+from ghostnets.training.draw import generator, whole
 
 Chunks = Callable[[], Iterable[Tensor]]
 """Normalised images, (N, C, H, W) a chunk; called once for every pass, the same images every time."""
@@ -36,7 +37,7 @@ def calibration(dataset: Dataset, images: Images, count: int, *, seed: int) -> C
         for number, index in enumerate(order.split(size) if len(order) else ()):
             drawn = images.subset(index).pixels
             place = generator(seed, 1, number)
-            drawn = random_crop_flip(drawn, padding=augment.padding, flip=augment.flip, generator=place)
+            drawn = random_crop_flip(drawn, padding=augment.padding, flip=augment.flip, draw=whole(place, len(drawn)))
             yield normalise(drawn, dataset.mean, dataset.std).contiguous(memory_format=torch.channels_last)
 
     return chunks

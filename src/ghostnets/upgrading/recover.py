@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from ghostnets.errors import UserError
 from ghostnets.measure.accuracy import top1
 from ghostnets.records import Plan, write_bytes
-from ghostnets.training.augment import batches, blend, generator, random_crop_flip
+from ghostnets.training.augment import batches, blend, random_crop_flip
 from ghostnets.training.data import Dataset, Images, normalise
+from ghostnets.training.draw import generator, whole
 from ghostnets.upgrading.calibration import Progress, calibration, quiet
 from ghostnets.upgrading.convert import reordered
 from ghostnets.upgrading.descent import Descent
@@ -139,7 +140,8 @@ def recover(
         if state.total is not None and state.step >= state.total:
             break
         place = generator(seed, 1, epoch, step)
-        pixels = random_crop_flip(drawn, padding=dataset.augment.padding, flip=dataset.augment.flip, generator=place)
+        shift = dataset.augment
+        pixels = random_crop_flip(drawn, padding=shift.padding, flip=shift.flip, draw=whole(place, len(drawn)))
         x = blend(normalise(pixels, dataset.mean, dataset.std), recipe.blended, generator=place)
         labels[: round(recipe.blended * len(x))] = NO_LABEL
         x = x.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``ghostnets train``: parse, run, print."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from ghostnets.cli.arguments import figures_of, image_size_of, use_threads
+from ghostnets.cli.knobs import Knobs, turned
+from ghostnets.errors import UserError
+from ghostnets.records import to_json
+
+RECIPE = "cifar10-paper"
+
+
+def train(
+    model: str | None = None,
+    /,
+    *,
+    data: str | None = None,
+    data_dir: Path | None = None,
+    val_data: str | None = None,
+    recipe: str | None = None,
+    weights: str | None = None,
+    mean: str | None = None,
+    std: str | None = None,
+    input_size: str | None = None,
+    in_chans: int | None = None,
+    no_flip: bool = False,
+    hold_out: int = 0,
+    num_classes: int | None = None,
+    train_samples: int | None = None,
+    workers: int = 0,
+    max_bad: int = 0,
+    seed: int = 0,
+    threads: int | None = None,
+    tracker: str | None = None,
+    max_steps: int | None = None,
+    out: Path | None = None,
+    resume: Path | None = None,
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
+    knobs: Annotated[Knobs, Parameter(name="*")] = None,  # pyright: ignore[reportInvalidTypeForm] - made from the recipe
+) -> None:
+    """Train a network by a recipe; any knob of the recipe can be turned.
+
+    The test images are looked at once, in the end. The same command runs in many processes: torchrun --nproc-per-node 2 -m
+    ghostnets train …
+
+    Example: ghostnets train ghost_resnet56 --data cifar10 --recipe cifar10-fast --out build/ghost56
+
+    Args:
+        model: a name of the catalogue, or file.py:factory (the file is run)
+        data: digits, cifar10, cifar100, a folder with a folder of images for each class, hf:NAME of the Hugging Face hub, or WebDataset shards such as train-{000..146}.tar
+        data_dir: where CIFAR's binary files lie; else GHOSTNETS_DATA, else they are downloaded
+        val_data: shards to test on
+        recipe: a name (cifar10-paper, cifar10-fast, cifar10-full, imagenet-paper, imagenet-modern, finetune) or a .yaml file
+        weights: what to start from: pretrained, or a file of weights
+        mean: of the images, a figure a channel (default: ImageNet's, of the digits their own)
+        std: the same for the standard deviation
+        input_size: height,width of the images
+        in_chans: 1 for grey, 3 for colour
+        no_flip: mirror images are something else (signs, letters)
+        hold_out: so many training images are tested on instead, after every epoch
+        num_classes: of shards, which do not say
+        train_samples: how many the shards hold (default: they are counted)
+        workers: processes that decode images
+        max_bad: so many images may be damaged
+        seed: of every random choice
+        threads: of PyTorch
+        tracker: tensorboard, wandb or trackio, beside the files
+        max_steps: stop there, to go on later
+        out: folder for the result
+        resume: go on with the run in this folder
+        as_json: print train.json, and nothing else
+        knobs: of the recipe
+    """
+    from rich.console import Console
+
+    from ghostnets.cli.terminal import interrupts, train_line, train_summary, watching
+    from ghostnets.trainer import Request, read_request
+    from ghostnets.trainer import train as run
+    from ghostnets.training.recipe import load_recipe
+
+    use_threads(threads)
+    if resume is not None:
+        if (
+            (out is not None and out != resume)
+            or model is not None
+            or data is not None
+            or recipe is not None
+            or turned(knobs)
+        ):
+            raise UserError(f"--resume {resume} goes on with what was asked there: leave out everything else")
+        request, out = read_request(resume), resume
+    else:
+        if model is None or data is None or out is None:
+            lacking = [name for name, value in (("MODEL", model), ("--data", data), ("--out", out)) if value is None]
+            raise UserError(f"{', '.join(lacking)} must be given (or --resume DIR to go on with a run)")
+        request = Request(
+            model=model, recipe=load_recipe(recipe or RECIPE, turned(knobs)), data=data,
+            data_dir=str(data_dir) if data_dir is not None else None, val_data=val_data, weights=weights,
+            mean=figures_of("--mean", mean), std=figures_of("--std", std), input_size=image_size_of(input_size),
+            in_chans=in_chans, flip=False if no_flip else None, hold_out=hold_out, train_samples=train_samples,
+            num_classes=num_classes, workers=workers, max_bad=max_bad, seed=seed,
+        )  # fmt: skip
+    if max_steps is not None and max_steps < 1:
+        raise UserError(f"--max-steps {max_steps} must be at least 1")
+    console = Console(stderr=True, highlight=False)
+
+    def listen(event: dict[str, Any]) -> None:
+        check()
+        line = train_line(event)
+        if line is not None:
+            console.print(line, markup=False, soft_wrap=True)
+
+    def progress(what: str, done: int, total: int) -> None:
+        check()
+        tell(what, done, total)
+
+    try:
+        with watching(console) as tell, interrupts() as check:
+            record = run(
+                request, out, resume=resume is not None, tracker=tracker, max_steps=max_steps, log=listen,
+                progress=progress,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        again = shlex.join(["ghostnets", "train", "--resume", str(out)])
+        raise KeyboardInterrupt(f"interrupted; {again} goes on from the last checkpoint") from None
+    if record is None:
+        print(f"stopped at step {max_steps}: ghostnets train --resume {shlex.quote(str(out))} goes on")
+    elif as_json:
+        print(json.dumps(to_json(record), indent=1))
+    elif _first_process():
+        print(train_summary(record, Console(highlight=False)), f"network: {out}", sep="\n")
+    sys.stdout.flush()
+
+
+def _first_process() -> bool:
+    import os
+
+    return os.environ.get("RANK", "0") == "0"

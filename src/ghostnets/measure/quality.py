@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How good a classifier is in figures: accuracy, log-likelihood, calibration, class by class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ghostnets.errors import UserError
+
+BINS = 15
+"""Of the expected calibration error, equally wide (Guo et al., arXiv:1706.04599)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """Figures over ``images``; percentages but for ``nll`` (nats an image) and ``ece`` (0 to 1)."""
+
+    images: int
+    top1: float
+    top5: float
+    nll: float
+    ece: float
+    classes: tuple[ClassQuality, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassQuality:
+    """Of one class: how many of its images are recognised, and how many of those said to be it are."""
+
+    name: str
+    images: int
+    recall: float
+    precision: float | None
+    """None where the network never says it."""
+
+
+class Tally:
+    """Sums over batches, from which the figures follow; those of several processes may be added."""
+
+    def __init__(self, classes: int) -> None:
+        self.confusion = torch.zeros(classes, classes, dtype=torch.float64)
+        """Images by label and by answer."""
+        self.sums = torch.zeros(2, dtype=torch.float64)
+        """Of those with the label among the five likeliest, and of the log-likelihoods."""
+        self.bins = torch.zeros(3, BINS, dtype=torch.float64)
+        """Images, right answers and confidence, by confidence."""
+
+    def add_(self, logits: Tensor, labels: Tensor) -> None:
+        """One batch, (N, K) and (N,). Raises UserError where logits are not finite or a label has no logit."""
+        classes = len(self.confusion)
+        logits, labels = logits.detach().double().cpu(), labels.cpu()
+        if logits.ndim != 2 or logits.shape[1] != classes:
+            raise UserError(f"a classifier of {classes} classes should not give logits of shape {tuple(logits.shape)}")
+        if len(labels) and int(labels.max()) >= classes:
+            raise UserError(f"label {int(labels.max())} does not fit a network with {classes} outputs")
+        if not torch.isfinite(logits).all():
+            raise UserError("the network gives NaN or infinite logits: check its weights and its input")
+        confidence, answers = logits.softmax(1).max(1)
+        right = (answers == labels).double()
+        self.confusion.view(-1).index_add_(0, labels * classes + answers, torch.ones_like(right))
+        among = (logits.topk(min(5, classes)).indices == labels[:, None]).any(1)
+        self.sums += torch.stack([among.double().sum(), F.cross_entropy(logits, labels, reduction="sum")])
+        where = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
+        self.bins.index_add_(1, where, torch.stack([torch.ones_like(right), right, confidence]))
+
+    def vector(self) -> Tensor:
+        """All sums in one, to be added to those of other processes."""
+        return torch.cat([self.confusion.flatten(), self.sums, self.bins.flatten()])
+
+    def take_(self, vector: Tensor) -> None:
+        """The sums that ``vector`` holds."""
+        sizes = [self.confusion.numel(), 2, self.bins.numel()]
+        confusion, self.sums, bins = vector.double().cpu().split(sizes)
+        self.confusion, self.bins = confusion.view_as(self.confusion), bins.view_as(self.bins)
+
+    def quality(self, names: Iterable[str]) -> Quality:
+        """The figures. Raises UserError where no image was counted."""
+        images = int(self.confusion.sum())
+        if not images:
+            raise UserError("there is no image to measure the accuracy on")
+        counts, right, confidence = self.bins
+        right_each, of_label, of_answer = self.confusion.diag(), self.confusion.sum(1), self.confusion.sum(0)
+        rows = [
+            ClassQuality(
+                name=name,
+                images=int(of_label[k]),
+                recall=100 * float(right_each[k] / of_label[k].clamp_min(1)),
+                precision=100 * float(right_each[k] / of_answer[k]) if of_answer[k] else None,
+            )
+            for k, name in enumerate(names)
+        ]
+        return Quality(
+            images=images,
+            top1=100 * float(right_each.sum()) / images,
+            top5=100 * float(self.sums[0]) / images,
+            nll=float(self.sums[1]) / images,
+            ece=float((right - confidence).abs().sum() / counts.sum()),
+            classes=tuple(rows),
+        )

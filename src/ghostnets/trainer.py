@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole training run as one function: images, network, recipe in; a folder with the trained network out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import nn
+
+from ghostnets.errors import MissingExtra, UserError
+from ghostnets.folder import SEEDS, append_line
+from ghostnets.hub import CONFIG
+from ghostnets.measure.cost import total_macs, total_params
+from ghostnets.measure.latency import environment
+from ghostnets.measure.modes import evaluating
+from ghostnets.measure.quality import Quality
+from ghostnets.models.catalog import create_model
+from ghostnets.models.weights import load_weights
+from ghostnets.prediction import load_classifier
+from ghostnets.pretrained import build, is_file, save_pretrained
+from ghostnets.records import SCHEMA, from_json, read_json, to_json, write_json, write_text
+from ghostnets.training.checkpoint import checkpoints
+from ghostnets.training.feed import Share
+from ghostnets.training.loop import CHECKPOINT_SECONDS, CHECKPOINTS, Progress, Run, assess
+from ghostnets.training.loop import train as run_loop
+from ghostnets.training.recipe import Recipe, as_yaml
+from ghostnets.training.source import Asked, Source, open_source
+
+REQUEST, RECIPE, LOG, RECORD = "request.json", "recipe.yaml", "run.jsonl", "train.json"
+
+PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+"""In Accelerate's words."""
+
+TRACKERS = ("tensorboard", "wandb", "trackio")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What was asked, as ``request.json`` keeps it."""
+
+    model: str
+    recipe: Recipe
+    data: str
+    data_dir: str | None = None
+    val_data: str | None = None
+    weights: str | None = None
+    """Where the network starts from: a file, or ``pretrained``."""
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    input_size: tuple[int, int] | None = None
+    in_chans: int | None = None
+    flip: bool | None = None
+    hold_out: int = 0
+    train_samples: int | None = None
+    num_classes: int | None = None
+    workers: int = 0
+    max_bad: int = 0
+    seed: int = 0
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < SEEDS:
+            raise UserError(f"seed {self.seed} must be at least 0 and below 2^32")
+        for name in ("workers", "max_bad", "hold_out"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} {getattr(self, name)} must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRecord:
+    """What has come of it: what ``train.json`` holds."""
+
+    model: str
+    data: str
+    recipe: str
+    """As YAML."""
+    seed: int
+    params: int
+    macs: int
+    epochs: float
+    seconds: float
+    images_per_second: float
+    quality: Quality
+    """On the test images, or those held out."""
+    held_out: bool
+    history: tuple[dict[str, Any], ...]
+    environment: dict[str, Any]
+    schema: int = SCHEMA
+
+
+def train(
+    request: Request,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    tracker: str | None = None,
+    max_steps: int | None = None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    log: Callable[[dict[str, Any]], None] = lambda _: None,
+    progress: Progress = lambda _what, _done, _total: None,
+) -> TrainRecord | None:
+    """Train what is asked for into the folder ``out``; with ``resume`` go on with what is there.
+
+    The test images are looked at once, in the end; held-out training images after every epoch. ``max_steps`` stops the run
+    there, with a checkpoint, and returns None. Runs alike in one process and in many that ``torchrun`` or ``accelerate
+    launch`` has started.
+
+    Raises UserError where anything asked for does not fit or the folder holds something else.
+    """
+    out = Path(out)
+    recipe = request.recipe
+    accelerator = make_accelerator(recipe, tracker, out)
+    say = _Log(out, log, accelerator.is_main_process)
+    with accelerator.main_process_first():
+        if accelerator.is_main_process:
+            _take(out, request, resume=resume)
+        source = open_source(asked(request), told=lambda text: say({"event": "note", "text": text}))
+    for note in source.notes:
+        say({"event": "note", "text": note})
+    model = network(request, source)
+    teacher = teacher_of(recipe, source)
+    if accelerator.is_main_process:
+        write_json(out / REQUEST, request)
+        write_text(out / RECIPE, as_yaml(recipe))
+    if tracker is not None:
+        accelerator.init_trackers(out.resolve().name, config=_flat(recipe))
+
+    def heard(event: dict[str, Any]) -> None:
+        say(event)
+        if tracker is not None and event["event"] == "epoch":
+            figures = {key: value for key, value in event.items() if isinstance(value, int | float)}
+            accelerator.log(figures, step=event["step"])
+
+    run = Run(
+        source=source, folder=out, seed=request.seed, teacher=teacher, watch=request.hold_out > 0, log=heard,
+        max_steps=max_steps, checkpoint_seconds=checkpoint_seconds, progress=progress,
+    )  # fmt: skip
+    done = run_loop(model, recipe, run, accelerator)
+    if max_steps is not None and round(done.epochs * (len(source.train) // recipe.batch_size)) >= max_steps:
+        say({"event": "stop", "step": max_steps})
+        return None
+    share = Share(accelerator.process_index, accelerator.num_processes)
+    quality = assess(done.model.to(accelerator.device), source, accelerator, share)
+    trained = done.model.cpu()
+    record = TrainRecord(
+        model=request.model, data=request.data, recipe=as_yaml(recipe), seed=request.seed,
+        params=total_params(trained), macs=total_macs(trained, torch.zeros(1, *source.input_size)), epochs=done.epochs, seconds=done.seconds,
+        images_per_second=done.epochs * len(source.train) / max(done.seconds, 1e-9), quality=quality,
+        held_out=request.hold_out > 0, history=done.history, environment=environment(),
+    )  # fmt: skip
+    if accelerator.is_main_process:
+        save_pretrained(trained, out, dataset=source.described(), source=request.model)
+        write_json(out / RECORD, record)
+    say({"event": "end", "top1": quality.top1, "seconds": done.seconds})
+    if tracker is not None:
+        accelerator.log({"test/top1": quality.top1, "test/nll": quality.nll})
+        accelerator.end_training()
+    return record
+
+
+def make_accelerator(recipe: Recipe, tracker: str | None = None, out: Path | None = None) -> Accelerator:
+    """What the loop runs on. Raises UserError where the precision or the tracker is not to be had here."""
+    if recipe.amp_dtype == "float16" and not torch.cuda.is_available():
+        raise UserError("recipe: amp_dtype float16 trains on a GPU alone: write bfloat16 or float32")
+    if tracker is not None and tracker not in TRACKERS:
+        raise UserError(f"tracker {tracker!r} is not known: choose {', '.join(TRACKERS)}")
+    AcceleratorState._reset_state()  # noqa: SLF001 - a second run in one process may ask for another precision
+    try:
+        return Accelerator(
+            mixed_precision=PRECISION[recipe.amp_dtype], log_with=tracker, project_dir=out,
+            dynamo_backend="inductor" if recipe.compile else "no",
+        )  # fmt: skip
+    except (ImportError, ValueError) as error:
+        if tracker is None:
+            raise
+        raise MissingExtra(f"the tracker {tracker}", tracker) from error
+
+
+def asked(request: Request) -> Asked:
+    """The part of a request that is about images."""
+    return Asked(
+        data=request.data, data_dir=Path(request.data_dir) if request.data_dir else None, val_data=request.val_data,
+        mean=request.mean, std=request.std, size=request.input_size, channels=request.in_chans, flip=request.flip,
+        hold_out=request.hold_out, workers=request.workers, max_bad=request.max_bad,
+        train_samples=request.train_samples, num_classes=request.num_classes,
+    )  # fmt: skip
+
+
+def network(request: Request, source: Source) -> nn.Module:
+    """The network that is asked for, for these images, at its start. Its weights are drawn from the seed."""
+    channels, classes = source.input_size[0], len(source.classes)
+    options: dict[str, Any] = {} if request.recipe.drop is None else {"drop_rate": request.recipe.drop}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(request.seed)
+        if is_file(request.model):
+            if options:
+                raise UserError(
+                    f"recipe: drop is an option of our own networks, and {request.model} is yours: leave it out"
+                )
+            model = build(request.model)
+        else:
+            model = create_model(
+                request.model, request.weights == "pretrained", num_classes=classes, in_chans=channels, **options
+            )
+    if request.weights not in {None, "pretrained"}:
+        load_weights(model, Path(str(request.weights)))
+    _fits(model, source)
+    return model
+
+
+def teacher_of(recipe: Recipe, source: Source) -> nn.Module | None:
+    """The recipe's teacher, if it names one. Raises UserError where it is for other images or classes."""
+    if recipe.kd_model is None:
+        return None
+    known = load_classifier(recipe.kd_model)
+    if len(known.classes) != len(source.classes):
+        raise UserError(
+            f"the teacher {recipe.kd_model} tells {len(known.classes)} classes apart, and the images have {len(source.classes)}"
+        )
+    if (known.mean, known.std) != (source.mean, source.std):
+        raise UserError(
+            f"the teacher {recipe.kd_model} expects images with mean {known.mean} and std {known.std}, not "
+            f"{source.mean} and {source.std}: give the same with --mean and --std"
+        )
+    return known.model
+
+
+def read_request(out: Path) -> Request:
+    """What a run in ``out`` was asked for. Raises UserError where there is none."""
+    if not (out / REQUEST).is_file():
+        raise UserError(f"{out} holds no training run to go on with (there is no {REQUEST})")
+    return from_json(Request, read_json(out / REQUEST))
+
+
+def _fits(model: nn.Module, source: Source) -> None:
+    """Raises UserError where the network does not take the images or tells other classes apart."""
+    try:
+        with evaluating(model), torch.no_grad():
+            logits: Any = model(torch.zeros(1, *source.input_size))
+    except (RuntimeError, ValueError) as error:
+        said = str(error).strip().partition("\n")[0]
+        channels, height, width = source.input_size
+        raise UserError(
+            f"the network does not take images of {height}×{width} with {channels} channels: {said}"
+        ) from error
+    classes = len(source.classes)
+    if not isinstance(logits, torch.Tensor) or logits.shape != (1, classes):
+        shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise UserError(f"the network gives {shape} for one image, and the images have {classes} classes")
+
+
+def _take(out: Path, request: Request, *, resume: bool) -> None:
+    """Make sure that the folder is this run's."""
+    try:
+        found = sorted(path.name for path in out.iterdir()) if out.exists() else []
+    except OSError as error:
+        raise UserError(f"{out} cannot be used as a folder: {error.strerror or error}") from None
+    if not found:
+        return
+    if REQUEST not in found:
+        raise UserError(f"{out} is not empty and holds no training run ({found[0]}): choose another folder")
+    there = read_request(out)
+    odd = [f.name for f in dataclasses.fields(Request) if getattr(there, f.name) != getattr(request, f.name)]
+    if odd:
+        raise UserError(
+            f"{out} holds a run with another {' and '.join(odd)}: go on with ghostnets train --resume {out}, or choose another folder"
+        )
+    if not resume and (checkpoints(out / CHECKPOINTS) or CONFIG in found):
+        raise UserError(f"{out} holds a run already: go on with --resume {out}, or choose another folder")
+
+
+def _flat(recipe: Recipe) -> dict[str, Any]:
+    """Knobs as trackers take them."""
+    return {
+        k: v if isinstance(v, int | float | str) else json.dumps(v) for k, v in to_json(recipe).items() if v is not None
+    }
+
+
+class _Log:
+    """``run.jsonl`` and whoever listens; only the first process of a run speaks."""
+
+    def __init__(self, out: Path, listen: Callable[[dict[str, Any]], None], speaks: bool) -> None:  # noqa: FBT001
+        self.path, self.listen, self.speaks = out / LOG, listen, speaks
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        if not self.speaks:
+            return
+        line = {"time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"), **event}
+        if self.path.parent.is_dir():
+            append_line(self.path, json.dumps(line))
+        self.listen(line)

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A moving average of a network's weights, and of its norms' statistics."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import nn
+
+
+class Average:
+    """``model`` is the average so far; ``update_`` takes one step of another network into it."""
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(network).requires_grad_(False)
+        self.decay = decay
+
+    def update_(self, network: nn.Module, step: int) -> None:
+        """After the ``step``-th step, counted from 1; early on the average forgets its start fast, as timm's does."""
+        decay = min(self.decay, step / (step + 10))
+        own, new = self.model.state_dict(), network.state_dict()
+        for name, tensor in own.items():
+            if tensor.is_floating_point():
+                tensor.lerp_(new[name].detach(), 1 - decay)
+            else:
+                tensor.copy_(new[name])

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From drawn images to what the network sees and what is wanted of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ghostnets.errors import UserError
+from ghostnets.training.augment import random_crop_flip
+from ghostnets.training.data import Augment, normalise
+from ghostnets.training.draw import Draw, generator, seed_of
+from ghostnets.training.feed import Drawn, Share
+from ghostnets.training.losses import targets
+from ghostnets.training.mixing import erased, mixed
+from ghostnets.training.rand_augment import rand_augment
+from ghostnets.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Batcher:
+    """Crops, mirrors, normalises, erases and mixes a process's share of a batch, as the recipe says."""
+
+    recipe: Recipe
+    augment: Augment
+    mean: Sequence[float]
+    std: Sequence[float]
+    classes: int
+    share: Share
+    seed: int
+    in_memory: bool
+    """Whether RandAugment is still to be done; workers that decode do it."""
+
+    def __call__(self, drawn: Drawn) -> tuple[Tensor, Tensor]:
+        """Normalised images (N, C, H, W) and wanted distributions (N, K).
+
+        Raises UserError where a label has no class.
+        """
+        recipe = self.recipe
+        if len(drawn.labels) and not 0 <= int(drawn.labels.min()) <= int(drawn.labels.max()) < self.classes:
+            raise UserError(
+                f"label {int(drawn.labels.max())} does not fit {self.classes} classes: labels are 0 to {self.classes - 1}"
+            )
+        part = self.share.of(recipe.batch_size)
+        draw = Draw(generator(self.seed, 1, drawn.epoch, drawn.step), recipe.batch_size, part.start, part.stop)
+        padding = self.augment.padding if recipe.padding is None else recipe.padding
+        pixels = drawn.pixels
+        if recipe.aa is not None and self.in_memory:
+            pixels = self._changed(drawn)
+        pixels = random_crop_flip(
+            pixels, padding=padding, flip=self._flip(drawn), draw=draw, reflect=recipe.reflect and padding > 0
+        )
+        x = normalise(pixels, self.mean, self.std)
+        x = erased(x, recipe.reprob, draw)
+        wanted = targets(drawn.labels, self.classes, recipe.smoothing)
+        if recipe.mixup_off_epoch is not None and drawn.epoch >= recipe.mixup_off_epoch:
+            return x, wanted
+        return mixed(x, wanted, mixup_alpha=recipe.mixup, cutmix_alpha=recipe.cutmix, draw=draw)
+
+    def _flip(self, drawn: Drawn) -> bool | Tensor:
+        """Whether images may be mirrored, or which of them are.
+
+        Every other epoch the other half: so an image is never seen the same way twice in a row (Jordan,
+        arXiv:2404.00498, section 3.6).
+        """
+        kind = self.recipe.hflip
+        if kind != "alternate":
+            return self.augment.flip if kind is None else kind == "random"
+        if drawn.index is None:
+            raise UserError(
+                "recipe: hflip alternate needs a set with an order, and shards have none: write hflip random"
+            )
+        first = torch.from_numpy(
+            np.random.default_rng(seed_of(self.seed, 3)).integers(2, size=int(drawn.index.max()) + 1)
+        )
+        return (first[drawn.index] + drawn.epoch) % 2 == 1
+
+    def _changed(self, drawn: Drawn) -> Tensor:
+        assert self.recipe.aa is not None
+        change = rand_augment(self.recipe.aa)
+        index = range(len(drawn.pixels)) if drawn.index is None else drawn.index.tolist()
+        seeds = [seed_of(self.seed, 4, drawn.epoch, k) for k in index]
+        return torch.stack([change(image, seed) for image, seed in zip(drawn.pixels, seeds, strict=True)])

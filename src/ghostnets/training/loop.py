@@ -1,0 +1,324 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop: one, for one processor or many machines; Accelerate deals with the difference.
+
+All that is random belongs to a place in the run (``draw.seed_of``), never to a generator that runs on: so a run that was
+stopped goes on exactly where it was, and processes that share a batch draw what one would.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ghostnets.errors import UserError
+from ghostnets.measure.memory import peak_mib
+from ghostnets.measure.modes import evaluating
+from ghostnets.measure.quality import Quality, Tally
+from ghostnets.training.average import Average
+from ghostnets.training.batch import Batcher
+from ghostnets.training.checkpoint import checkpoints, latest, save_checkpoint
+from ghostnets.training.data import normalise
+from ghostnets.training.draw import seed_of
+from ghostnets.training.feed import Feed, MemoryFeed, Share, steps_per_epoch
+from ghostnets.training.history import write_history
+from ghostnets.training.losses import cross_entropy, distillation, feature_error
+from ghostnets.training.optimizer import make_optimizer, parameter_groups
+from ghostnets.training.pupil import Pupil, Watched, head_of, widths
+from ghostnets.training.recipe import Recipe, as_yaml
+from ghostnets.training.schedule import rate
+from ghostnets.training.source import Source
+from ghostnets.training.sync_norm import synchronised
+
+CHECKPOINTS = "checkpoints"
+CHECKPOINT_SECONDS = 60.0
+
+Progress = Callable[[str, int, int], None]
+"""Told what is going on, how much of it is done, and of how much."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """``model`` is the average where the recipe asks for one; ``seconds`` count interrupted runs too."""
+
+    model: nn.Module
+    epochs: float
+    seconds: float
+    history: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a run needs beside the network and the recipe."""
+
+    source: Source
+    folder: Path
+    seed: int = 0
+    teacher: nn.Module | None = None
+    watch: bool = True
+    """Whether the test images are looked at after every epoch: fair only where they are held-out training images."""
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
+    max_steps: int | None = None
+    """Stop after so many, as if interrupted."""
+    log: Callable[[dict[str, Any]], None] = lambda _: None
+    progress: Progress = lambda _what, _done, _total: None
+
+
+def train(network: nn.Module, recipe: Recipe, run: Run, accelerator: Accelerator) -> Trained:
+    """Train a copy of ``network``; a second call with the same folder goes on from its last checkpoint.
+
+    Raises UserError where the loss stops being finite, the images do not fill a batch, a batch cannot be shared evenly,
+    or the folder's checkpoints are of another run.
+    """
+    with torch.random.fork_rng(devices=[]):  # dropout draws from the global generator
+        loop = _Loop(network, recipe, run, accelerator)
+        loop.resume()
+        for drawn in loop.batches():
+            loop.step(drawn)
+            if loop.step_count == loop.total or loop.step_count % loop.steps == 0:
+                loop.end_epoch()
+            loop.save_now_and_then()
+            if loop.step_count in {loop.total, run.max_steps}:
+                break
+        return loop.trained()
+
+
+class _Loop:
+    """One run: what it is made of, and what it has come to."""
+
+    def __init__(self, network: nn.Module, recipe: Recipe, run: Run, accelerator: Accelerator) -> None:
+        self.recipe, self.run, self.accelerator = recipe, run, accelerator
+        self.share = Share(accelerator.process_index, accelerator.num_processes)
+        parts = accelerator.num_processes * recipe.grad_accum_steps
+        if recipe.batch_size % parts:
+            raise UserError(
+                f"batch_size {recipe.batch_size} cannot be shared by {accelerator.num_processes} processes in "
+                f"{recipe.grad_accum_steps} parts each: make it a multiple of {parts}"
+            )
+        self.feed: Feed = run.source.train
+        self.steps = steps_per_epoch(len(self.feed), recipe.batch_size)
+        self.total = max(1, round(recipe.epochs * self.steps))
+        self.given = network
+        self.network = synchronised(network) if recipe.sync_bn else copy.deepcopy(network)
+        self.network.train()
+        self.average = Average(self.network, recipe.model_ema_decay) if recipe.model_ema_decay is not None else None
+        self.head = head_of(self.network)
+        device = accelerator.device
+        self.teacher = (
+            Watched(copy.deepcopy(run.teacher).eval().requires_grad_(False)) if run.teacher is not None else None
+        )
+        compared = self.teacher is not None and recipe.kd_features > 0
+        both = (
+            widths(self.network, self.teacher, run.source.input_size) if self.teacher is not None and compared else None
+        )
+        self.pupil = Pupil(self.network, both)
+        if recipe.channels_last:
+            self.pupil.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        if self.teacher is not None:
+            self.teacher.to(device)
+        groups = parameter_groups(self.pupil, self.head, recipe)
+        self.pupil.to(device)
+        self.ready: Any
+        self.optimizer: Any
+        self.ready, self.optimizer = accelerator.prepare(self.pupil, make_optimizer(groups, recipe))
+        if self.average is not None:
+            self.average.model.to(device)
+        self.batcher = Batcher(
+            recipe, self.feed.augment, run.source.mean, run.source.std, len(run.source.classes), self.share, run.seed,
+            in_memory=isinstance(self.feed, MemoryFeed),
+        )  # fmt: skip
+        self.step_count = 0
+        self.seconds = 0.0
+        self.losses: list[float] = []
+        self.history: list[dict[str, Any]] = []
+        self.started = self.saved = time.perf_counter()
+
+    # --- one step
+
+    def batches(self) -> Iterator[Any]:
+        """Drawn images from where the run is."""
+        if self.step_count >= self.total:
+            return iter(())
+        return self.feed.training(self.recipe, self.share, seed=self.run.seed, start=self.step_count)
+
+    def step(self, drawn: Any) -> None:
+        """Forward and backward over the parts of the batch, then the weights and their average move."""
+        recipe = self.recipe
+        epoch = self.step_count / self.steps
+        torch.manual_seed(seed_of(self.run.seed, 2, self.step_count, self.share.rank))
+        x, wanted = self.batcher(drawn)
+        for group in self.optimizer.param_groups:
+            frozen = epoch < recipe.head_epochs and not group["head"]
+            group["lr"] = 0.0 if frozen else rate(recipe, epoch) * group["scale"]
+        parts = list(zip(x.chunk(recipe.grad_accum_steps), wanted.chunk(recipe.grad_accum_steps), strict=True))
+        total = 0.0
+        for k, (images, answers) in enumerate(parts):
+            last = k == len(parts) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.ready):
+                loss = self._loss(images, answers)
+                self.accelerator.backward(loss / len(parts))
+            total += float(loss.detach()) / len(parts)
+        self._check(total)
+        if recipe.clip_grad is not None:
+            self.accelerator.clip_grad_norm_(self.ready.parameters(), recipe.clip_grad)
+        self._keep_frozen(epoch)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step_count += 1
+        if self.average is not None:
+            self.average.update_(self.network, self.step_count)
+        self.losses.append(total)
+        self.run.progress("training", self.step_count, self.total)
+
+    def _loss(self, images: Tensor, answers: Tensor) -> Tensor:
+        recipe = self.recipe
+        images, answers = images.to(self.accelerator.device), answers.to(self.accelerator.device)
+        if recipe.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        logits, read = self.ready(images)
+        loss = cross_entropy(logits, answers)
+        if self.teacher is None:
+            return loss
+        with torch.no_grad(), self.accelerator.autocast():
+            said, wanted = self.teacher(images)
+        loss = (1 - recipe.kd_alpha) * loss + recipe.kd_alpha * distillation(logits, said, recipe.kd_temperature)
+        if read is not None:
+            loss = loss + recipe.kd_features * feature_error(read, wanted)
+        return loss
+
+    def _keep_frozen(self, epoch: float) -> None:
+        """Where the classifier learns alone, no momentum gathers for the rest."""
+        if epoch < self.recipe.head_epochs:
+            for group in self.optimizer.param_groups:
+                if not group["head"]:
+                    for parameter in group["params"]:
+                        parameter.grad = None
+
+    def _check(self, loss: float) -> None:
+        if math.isfinite(loss):
+            return
+        kept = checkpoints(self.run.folder / CHECKPOINTS)
+        last = f"the last good checkpoint is {kept[0]}" if kept else "there is no checkpoint yet"
+        raise UserError(
+            f"the loss is {loss} at step {self.step_count} (epoch {self.step_count / self.steps:.2f}): lower lr "
+            f"{self.recipe.lr:g}, or clip the gradient; {last}"
+        )
+
+    # --- epochs and checkpoints
+
+    def end_epoch(self) -> None:
+        """Write down what the epoch was like."""
+        self.seconds += time.perf_counter() - self.started
+        self.started = time.perf_counter()
+        row: dict[str, Any] = {
+            "epoch": self.step_count / self.steps,
+            "step": self.step_count,
+            "lr": rate(self.recipe, (self.step_count - 1) / self.steps),
+            "loss": sum(self.losses) / len(self.losses),
+        }
+        self.losses = []
+        if self.run.watch:
+            found = assess(self._result(), self.run.source, self.accelerator, self.share)
+            row |= {"top1": found.top1, "nll": found.nll}
+        row |= {
+            "images_per_second": round(self.step_count * self.recipe.batch_size / max(self.seconds, 1e-9), 1),
+            "seconds": round(self.seconds, 1),
+            "memory_mib": peak_mib(),
+        }
+        self.history.append(row)
+        if self.accelerator.is_main_process:
+            write_history(self.run.folder, self.history)
+        self.run.log({"event": "epoch", **row})
+        self.save()
+
+    def save_now_and_then(self) -> None:
+        """Keep the state where enough time has passed, or the run is about to stop."""
+        due = time.perf_counter() - self.saved > self.run.checkpoint_seconds
+        if due or self.step_count == self.run.max_steps:
+            self.save()
+
+    def save(self) -> None:
+        """Write a checkpoint; every process calls this, and the first one writes."""
+        self.saved = time.perf_counter()
+        if not self.accelerator.is_main_process:
+            return
+        scaler = self.accelerator.scaler
+        state = {
+            "run": self.identity(), "step": self.step_count, "pupil": self.pupil.state_dict(),
+            "average": self.average.model.state_dict() if self.average is not None else None,
+            "optimizer": self.optimizer.state_dict(), "scaler": scaler.state_dict() if scaler is not None else None,
+            "losses": self.losses, "history": self.history,
+            "seconds": self.seconds + time.perf_counter() - self.started,
+        }  # fmt: skip
+        save_checkpoint(self.run.folder / CHECKPOINTS, self.step_count, state)
+
+    def resume(self) -> None:
+        """Go on from the last checkpoint, where there is one. Raises UserError where it is another run's."""
+        state, refused = latest(self.run.folder / CHECKPOINTS)
+        for sentence in refused:
+            self.run.log({"event": "note", "text": f"{sentence}; going on from the one before it"})
+        if state is None:
+            return
+        if state["run"] != self.identity():
+            odd = next(key for key, value in self.identity().items() if state["run"].get(key) != value)
+            raise UserError(
+                f"{self.run.folder} holds a run with another {odd} ({state['run'].get(odd)}, not {self.identity()[odd]}): "
+                "go on with what was asked there, or choose another folder"
+            )
+        self.pupil.load_state_dict(state["pupil"])
+        if self.average is not None:
+            self.average.model.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.step_count, self.seconds = state["step"], state["seconds"]
+        self.losses, self.history = state["losses"], state["history"]
+        if self.accelerator.is_main_process and self.history:
+            write_history(self.run.folder, self.history)
+        self.started = time.perf_counter()
+        self.run.log({"event": "resume", "step": self.step_count})
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for a run to be gone on with."""
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.network.state_dict().items()}
+        return {
+            "recipe": as_yaml(self.recipe), "network": hashlib.sha256(repr(shapes).encode()).hexdigest()[:16],
+            "data": self.run.source.fingerprint(), "seed": self.run.seed,
+        }  # fmt: skip
+
+    def _result(self) -> nn.Module:
+        return self.average.model if self.average is not None else self.network
+
+    def trained(self) -> Trained:
+        """What has come of it."""
+        self.accelerator.wait_for_everyone()
+        model = copy.deepcopy(self.given)  # with plain norms, and without a hook
+        model.load_state_dict({name: tensor.cpu() for name, tensor in self._result().state_dict().items()})
+        return Trained(
+            model=model.eval(), epochs=self.step_count / self.steps, seconds=self.seconds,
+            history=tuple(self.history),
+        )  # fmt: skip
+
+
+def assess(
+    network: nn.Module, source: Source, accelerator: Accelerator, share: Share, batch_size: int = 250
+) -> Quality:
+    """The figures of ``network`` over all test images, each process taking its share of them."""
+    tally = Tally(len(source.classes))
+    with evaluating(network), torch.no_grad():
+        for pixels, labels in source.test.testing(batch_size, share):
+            x = normalise(pixels, source.mean, source.std).to(accelerator.device)
+            with accelerator.autocast():
+                tally.add_(network(x), labels)
+    tally.take_(accelerator.reduce(tally.vector().to(accelerator.device), reduction="sum"))  # pyright: ignore[reportArgumentType]
+    return tally.quality(source.classes)

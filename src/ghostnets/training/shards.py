@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images in WebDataset shards, tar files read from front to back: local, or streamed from anywhere that wds can open.
+
+A sample is an image (``.jpg``, ``.png``, …) and its label (``.cls``, a number in words) under one name. Every process, and in
+it every worker, reads shards of its own, so that the images are never anywhere twice.
+"""
+
+from __future__ import annotations
+
+import glob
+import io
+import random
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from ghostnets.errors import MissingExtra, UserError
+from ghostnets.training import image_folder
+from ghostnets.training.data import Augment
+from ghostnets.training.draw import seed_of
+from ghostnets.training.feed import Drawn, Share, steps_per_epoch
+from ghostnets.training.pictures import random_box
+from ghostnets.training.rand_augment import rand_augment
+from ghostnets.training.recipe import Recipe
+
+BUFFER = 2000
+"""Samples that a worker keeps to draw the next one from."""
+
+LABEL = "cls"
+
+
+def expand(pattern: str) -> tuple[str, ...]:
+    """The shards that a name such as ``train-{000..146}.tar`` or ``folder/*.tar`` stands for, in order.
+
+    Raises UserError where there is none, MissingExtra without the library.
+    """
+    library = _library()
+    found = tuple(sorted(glob.glob(pattern)) if "*" in pattern else library.shardlists.expand_urls(pattern))  # noqa: PTH207 - it may be absolute
+    missing = [
+        shard for shard in found if "://" not in shard and not shard.startswith("pipe:") and not Path(shard).is_file()
+    ]
+    if missing or not found:
+        raise UserError(
+            f"there is no shard {missing[0] if missing else pattern}: name tar files, such as train-{{000..146}}.tar"
+        )
+    return found
+
+
+@dataclass
+class ShardFeed:
+    """The samples of some shards, ``count`` of them."""
+
+    shards: tuple[str, ...]
+    count: int
+    size: tuple[int, int]
+    """(H, W)"""
+    channels: int
+    augment: Augment
+    workers: int = 0
+    max_bad: int = 0
+    told: Callable[[str], None] = lambda _: None
+    buffer: int = BUFFER
+    bad: dict[str, str] = field(default_factory=dict[str, str])
+
+    def __len__(self) -> int:
+        return self.count
+
+    def training(self, recipe: Recipe, share: Share, *, seed: int, start: int) -> Iterator[Drawn]:
+        """An epoch is as many batches as the samples fill; which samples they hold depends on the number of processes and
+        workers, for each of them goes round its own shards.
+        """
+        steps = steps_per_epoch(self.count, recipe.batch_size)
+        self._enough(share)
+        local = len(range(recipe.batch_size)[share.of(recipe.batch_size)])
+        stream = _Stream(self, share, local, recipe=recipe, seed=seed, start=start)
+        for step, (pixels, labels, broken) in enumerate(self._loader(stream, start), start=start):
+            self._judge(broken)
+            if not len(labels):
+                raise UserError(f"{', '.join(broken)}: not one sample of a whole batch can be used")
+            yield Drawn(pixels, labels, step // steps, step % steps, None)
+
+    def testing(self, batch_size: int, share: Share) -> Iterator[tuple[Tensor, Tensor]]:
+        stream = _Stream(self, share, batch_size, recipe=None, seed=0, start=0)
+        for pixels, labels, broken in self._loader(stream, 0):
+            self._judge(broken)
+            if len(labels):
+                yield pixels, labels
+
+    def _enough(self, share: Share) -> None:
+        readers = share.world * max(self.workers, 1)
+        if len(self.shards) < readers:
+            raise UserError(
+                f"{len(self.shards)} shards cannot be shared by {share.world} processes with {max(self.workers, 1)} "
+                "readers each: ask for fewer --workers, or cut the set into more shards"
+            )
+
+    def _loader(self, stream: _Stream, start: int) -> Iterator[tuple[Tensor, Tensor, dict[str, str]]]:
+        """Batches in the order of the steps: a loader starts with worker 0, wherever the run was."""
+        if not self.workers:
+            yield from stream
+            return
+        stream.first = start % self.workers
+        yield from DataLoader(
+            stream, batch_size=None, num_workers=self.workers, worker_init_fn=_one_thread,
+            multiprocessing_context="fork" if hasattr(__import__("os"), "fork") else None,
+        )  # fmt: skip
+
+    def _judge(self, broken: dict[str, str]) -> None:
+        for name, why in broken.items():
+            if name not in self.bad:
+                self.bad[name] = why
+                self.told(f"{name} cannot be used ({why}) and is skipped")
+        if len(self.bad) > self.max_bad:
+            names = ", ".join(list(self.bad)[: image_folder.NAMED])
+            raise UserError(f"{len(self.bad)} samples cannot be used, and --max-bad allows {self.max_bad}: {names}")
+
+
+def count_samples(shards: Sequence[str]) -> int:
+    """How many samples there are, by reading the heads of all files once."""
+    return sum(1 for sample in _samples(shards) if LABEL in sample)
+
+
+def _one_thread(_worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+class _Stream(IterableDataset[tuple[Tensor, Tensor, dict[str, str]]]):
+    """The batches one worker makes of its own shards."""
+
+    def __init__(
+        self, feed: ShardFeed, share: Share, batch: int, *, recipe: Recipe | None, seed: int, start: int
+    ) -> None:
+        self.feed, self.share, self.batch, self.recipe, self.seed, self.start = feed, share, batch, recipe, seed, start
+        self.change = rand_augment(recipe.aa) if recipe is not None and recipe.aa is not None else None
+        self.first = 0
+        """The worker whose turn the first batch is."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, dict[str, str]]]:
+        info = get_worker_info()
+        place, workers = (info.id, info.num_workers) if info is not None else (0, 1)
+        worker = (place + self.first) % workers
+        own = self.feed.shards[self.share.rank * workers + worker :: self.share.world * workers]
+        done = len(range(worker, self.start, workers))  # batches of this worker before the run stopped
+        samples = self._endless(own) if self.recipe is not None else _samples(own)
+        numbered = islice(enumerate(samples), done * self.batch, None)
+        while drawn := list(islice(numbered, self.batch)):
+            yield self._batch(drawn, worker)
+
+    def _batch(self, drawn: Sequence[tuple[int, dict[str, Any]]], worker: int) -> tuple[Tensor, Tensor, dict[str, str]]:
+        sound: list[tuple[np.ndarray, int] | None] = []
+        broken: dict[str, str] = {}
+        for number, sample in drawn:
+            try:
+                image = self._decoded(sample, seed_of(self.seed, 4, self.share.rank, worker, number))
+                sound.append((image, _label(sample)))
+            except Exception as error:  # noqa: BLE001 - decoders raise nearly anything on a damaged file
+                sound.append(None)
+                name = f"{sample['__url__']}: {sample['__key__']}"
+                broken[name] = " ".join(str(error).split()) or type(error).__name__
+        found = [pair for pair in sound if pair is not None]
+        if (
+            self.recipe is not None and found
+        ):  # a sound one fills the place, so that a run can be gone on with by counting
+            found = [pair or found[0] for pair in sound]
+        shape = (0, self.feed.channels, *self.feed.size)
+        pixels = np.stack([image for image, _ in found]) if found else np.zeros(shape, dtype=np.uint8)
+        return torch.from_numpy(pixels), torch.tensor([label for _, label in found], dtype=torch.long), broken
+
+    def _endless(self, shards: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Round and round the shards, in another order every time, through a buffer that samples are drawn from."""
+        epoch = 0
+        while True:
+            numbers = random.Random(seed_of(self.seed, 5, self.share.rank, epoch))  # noqa: S311 - no secret
+            order = list(shards)
+            numbers.shuffle(order)
+            waiting: list[dict[str, Any]] = []
+            empty = True
+            for sample in _samples(order):
+                empty = False
+                waiting.append(sample)
+                if len(waiting) > self.feed.buffer:
+                    k = numbers.randrange(len(waiting))
+                    waiting[k], waiting[-1] = waiting[-1], waiting[k]
+                    yield waiting.pop()
+            numbers.shuffle(waiting)
+            yield from waiting
+            if empty:
+                raise UserError(f"{', '.join(shards)} hold no sample: an image and its .cls under one name")
+            epoch += 1
+
+    def _decoded(self, sample: dict[str, Any], seed: int) -> np.ndarray:
+        """uint8 (C, H, W)."""
+        suffix = next((key for key in sample if f".{key}" in image_folder.SUFFIXES), None)
+        if suffix is None:
+            raise ValueError("it has no image")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow remarks on odd metadata, which do not touch the pixels
+            image = image_folder.open_image(io.BytesIO(sample[suffix]), self.feed.channels)
+        if self.recipe is None or self.recipe.scale is None:
+            image = image_folder.centre_crop(image, self.feed.size, image_folder.CROP_FRACTION, "bilinear")
+        else:
+            box = random_box(image.size, self.recipe.scale, np.random.default_rng(seed))
+            image = image.resize((self.feed.size[1], self.feed.size[0]), Image.Resampling.BICUBIC, box=box)
+        if self.change is not None:
+            image = self.change(image, seed)
+        return np.array(image).reshape(*self.feed.size, -1).transpose(2, 0, 1)
+
+
+def _label(sample: dict[str, Any]) -> int:
+    text = sample.get(LABEL, b"").decode("utf-8", "replace").strip()
+    if re.fullmatch(r"\d+", text) is None:
+        raise ValueError(f"its label {text!r} is no number")
+    return int(text)
+
+
+def _samples(shards: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Every sample of the shards, its files by their suffixes. Raises UserError where a shard cannot be read."""
+    library = _library()
+    for shard in shards:
+        try:
+            yield from library.tariterators.tarfile_samples([{"url": shard}])
+        except Exception as error:  # the library has many kinds, all of them "could not be read"
+            said = " ".join(str(error.args[0] if error.args else error).split())
+            raise UserError(
+                f"{shard} cannot be read as a tar file of samples: {said or type(error).__name__}"
+            ) from error
+
+
+def _library() -> Any:
+    try:
+        import webdataset
+    except ImportError:
+        raise MissingExtra("WebDataset shards", "webdataset") from None
+    return webdataset

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run is trained and tested on, by name: sets in memory, folders, the Hugging Face hub, WebDataset shards."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from ghostnets.errors import UserError
+from ghostnets.training import image_folder
+from ghostnets.training.data import (
+    FOLDER_SIZE,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    NAMES,
+    Augment,
+    Dataset,
+    Images,
+    load_dataset,
+    normalisation,
+)
+from ghostnets.training.feed import Feed, MemoryFeed
+from ghostnets.training.pictures import FilePictures, HubPictures, PictureFeed, load_hub
+from ghostnets.training.shards import ShardFeed, count_samples, expand
+
+HUB = "hf:"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Images to train and to test on, and what a network must know of them."""
+
+    name: str
+    train: Feed
+    test: Feed
+    classes: tuple[str, ...]
+    input_size: tuple[int, int, int]
+    """(C, H, W)"""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    notes: tuple[str, ...] = ()
+
+    def described(self) -> Dataset:
+        """The same without an image, for who must only know what they are."""
+        nothing = Images(pixels=torch.empty((0, *self.input_size), dtype=torch.uint8), labels=None)
+        return Dataset(
+            name=self.name, train=nothing, test=nothing, classes=self.classes, mean=self.mean, std=self.std,
+            augment=self.train.augment,
+        )  # fmt: skip
+
+    def fingerprint(self) -> str:
+        """A digest of what a run depends on."""
+        told = (self.name, len(self.train), self.classes, self.input_size, self.mean, self.std)
+        return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """Which images, and how they are read."""
+
+    data: str
+    data_dir: Path | None = None
+    val_data: str | None = None
+    """Shards to test on."""
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    size: tuple[int, int] | None = None
+    channels: int | None = None
+    flip: bool | None = None
+    hold_out: int = 0
+    """So many of the last training images become the test images instead of the official ones."""
+    workers: int = 0
+    max_bad: int = 0
+    train_samples: int | None = None
+    """How many the shards hold; else they are counted."""
+    num_classes: int | None = None
+    """Of shards, which do not say."""
+
+
+def open_source(asked: Asked, told: Callable[[str], None] = lambda _: None) -> Source:
+    """The images asked for. ``told`` hears of every picture that is skipped.
+
+    Raises UserError where they cannot be had.
+    """
+    if asked.data in NAMES:
+        source = _in_memory(asked)
+    elif asked.data.startswith(HUB):
+        source = _hub(asked, told)
+    elif ".tar" in asked.data:
+        source = _shards(asked, told)
+    elif Path(asked.data).is_dir():
+        source = _folder(asked, told)
+    else:
+        raise UserError(
+            f"there is no data set or folder {asked.data!r}: choose {', '.join(NAMES)}, a folder of images, hf:NAME, or "
+            "shards such as train-{000..146}.tar"
+        )
+    return replace(source, mean=normalisation("mean", asked.mean, source.mean, source.input_size[0]),
+                   std=normalisation("std", asked.std, source.std, source.input_size[0]))  # fmt: skip
+
+
+def _in_memory(asked: Asked) -> Source:
+    dataset = load_dataset(
+        asked.data, data_dir=asked.data_dir, mean=asked.mean, std=asked.std, size=asked.size, channels=asked.channels,
+        flip=asked.flip,
+    )  # fmt: skip
+    train, test = dataset.train, dataset.test
+    if asked.hold_out:
+        kept = _kept(len(train), asked.hold_out)
+        train, test = train.subset(slice(0, kept)), train.subset(slice(kept, len(train)))
+    channels, height, width = train.pixels.shape[1:]
+    return Source(
+        name=dataset.name, train=MemoryFeed(train, dataset.augment), test=MemoryFeed(test, dataset.augment),
+        classes=dataset.classes, input_size=(channels, height, width), mean=dataset.mean, std=dataset.std,
+        notes=dataset.notes,
+    )  # fmt: skip
+
+
+def _kept(count: int, hold_out: int) -> int:
+    if not 0 < hold_out < count:
+        raise UserError(f"--hold-out {hold_out} must leave at least one of {count} training images, and take one")
+    return count - hold_out
+
+
+def _pictures(asked: Asked, told: Callable[[str], None], parts: list[tuple[str, FilePictures | HubPictures]],
+              classes: tuple[str, ...], notes: tuple[str, ...]) -> Source:  # fmt: skip
+    height, width = asked.size or FOLDER_SIZE
+    augment = Augment(padding=0, flip=asked.flip is not False)
+    train, test = (
+        PictureFeed(part, (height, width), augment, workers=asked.workers, max_bad=asked.max_bad, told=told)
+        for _, part in parts
+    )
+    for (name, part), feed in zip(parts, (train, test), strict=True):
+        if not len(feed):
+            raise UserError(f"{asked.data} has no {name} images")
+        del part
+    return Source(
+        name=asked.data, train=train, test=test, classes=classes, input_size=(asked.channels or 3, height, width),
+        mean=IMAGENET_MEAN, std=IMAGENET_STD, notes=notes,
+    )  # fmt: skip
+
+
+def _folder(asked: Asked, told: Callable[[str], None]) -> Source:
+    listing = image_folder.listed(Path(asked.data))
+    train, test = list(listing.train), list(listing.test)
+    if asked.hold_out:
+        by_place = sorted(range(len(train)), key=lambda k: hashlib.sha256(str(k).encode()).digest())  # of every class
+        kept = _kept(len(train), asked.hold_out)
+        train, test = [train[k] for k in sorted(by_place[:kept])], [train[k] for k in sorted(by_place[kept:])]
+    channels = asked.channels or 3
+    parts: list[tuple[str, FilePictures | HubPictures]] = [
+        ("training", FilePictures(train, channels)), ("test", FilePictures(test, channels))
+    ]  # fmt: skip
+    return _pictures(asked, told, parts, listing.classes, listing.notes)
+
+
+def _hub(asked: Asked, told: Callable[[str], None]) -> Source:
+    found, image, label = load_hub(asked.data.removeprefix(HUB))
+    if "train" not in found:
+        raise UserError(f"{asked.data} has no training images: it has {', '.join(found)}")
+    tested = next((name for name in ("test", "validation", "val", "valid") if name in found), None)
+    rows, notes = found["train"], ()
+    if asked.hold_out or tested is None:
+        n = asked.hold_out or max(1, len(rows) // 5)
+        kept = _kept(len(rows), n)
+        train, test = rows.select(range(kept)), rows.select(range(kept, len(rows)))
+        if not asked.hold_out:
+            notes = (f"{asked.data} has no test split: the last {n} of its {len(rows)} training images became it",)
+    else:
+        train, test = rows, found[tested]
+    channels = asked.channels or 3
+    parts: list[tuple[str, FilePictures | HubPictures]] = [
+        ("training", HubPictures(train, image, label, channels)), ("test", HubPictures(test, image, label, channels))
+    ]  # fmt: skip
+    return _pictures(asked, told, parts, tuple(rows.features[label].names), notes)
+
+
+def _shards(asked: Asked, told: Callable[[str], None]) -> Source:
+    if asked.val_data is None:
+        raise UserError(f"{asked.data} are shards to train on: name those to test on with --val-data")
+    if asked.num_classes is None:
+        raise UserError(f"{asked.data} does not say how many classes there are: give --num-classes")
+    if asked.hold_out:
+        raise UserError("--hold-out takes training images aside, and shards have no order: name others with --val-data")
+    height, width = asked.size or FOLDER_SIZE
+    channels = asked.channels or 3
+    train, test = expand(asked.data), expand(asked.val_data)
+    augment = Augment(padding=0, flip=asked.flip is not False)
+    feeds = [
+        ShardFeed(
+            shards, count, (height, width), channels, augment, workers=asked.workers, max_bad=asked.max_bad, told=told
+        )
+        for shards, count in ((train, asked.train_samples or count_samples(train)), (test, count_samples(test)))
+    ]
+    return Source(
+        name=asked.data, train=feeds[0], test=feeds[1], classes=tuple(str(k) for k in range(asked.num_classes)),
+        input_size=(channels, height, width), mean=IMAGENET_MEAN, std=IMAGENET_STD,
+    )  # fmt: skip
