@@ -42,7 +42,7 @@ MAY_IMPORT = BELOW | {
     "validation": {*BELOW, "hub", "pretrained", "prediction"},  # the figures of a trained network
     "cli": {*BELOW, "pretrained", "pipeline", "prediction", "trainer", "validation", "__init__"},
     "__main__": {"cli"},
-    "__init__": {"records", "blocks", "models", "upgrading", "pipeline", "pretrained", "hub"},  # the public names
+    "__init__": {"records", "blocks", "models", "training", "upgrading", "pipeline", "pretrained", "hub", "trainer", "validation"},  # the public names
 }
 
 

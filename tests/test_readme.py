@@ -61,6 +61,14 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         exec(compile(block, f"README.md, Python block {number}", "exec"), namespace)  # noqa: S102 (our own README)
 
 
+def test_the_page_on_training_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {"__name__": "training"}
+    for block in blocks("python", (ROOT / "docs" / "training.md").read_text(encoding="utf-8")):
+        exec(compile(block, "training.md", "exec"), namespace)  # noqa: S102 (our own page)
+    assert namespace["record"].epochs == 1
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_pages_of_the_networks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -20,24 +20,32 @@ if TYPE_CHECKING:
     from ghostnets.pretrained import from_pretrained as from_pretrained
     from ghostnets.pretrained import save_pretrained as save_pretrained
     from ghostnets.records import Budget as Budget
+    from ghostnets.trainer import TrainRequest as TrainRequest
+    from ghostnets.trainer import train as train
+    from ghostnets.training.recipe import load_recipe as load_recipe
     from ghostnets.upgrading.convert import convert as convert
     from ghostnets.upgrading.plan import plan as plan
     from ghostnets.upgrading.recover import recover as recover
+    from ghostnets.validation import validate as validate
 
 # Public name -> the module it lives in. No module directly in this package may bear a public name: importing it
 # would set the attribute and hide the function (which is why the room is called upgrading).
 _HOMES = {
     "Budget": "ghostnets.records",
     "GhostModule": "ghostnets.blocks.ghost",
+    "TrainRequest": "ghostnets.trainer",
     "convert": "ghostnets.upgrading.convert",
     "create_model": "ghostnets.models.catalog",
     "from_pretrained": "ghostnets.pretrained",
     "list_models": "ghostnets.models.catalog",
+    "load_recipe": "ghostnets.training.recipe",
     "plan": "ghostnets.upgrading.plan",
     "push_to_hub": "ghostnets.hub",
     "recover": "ghostnets.upgrading.recover",
     "save_pretrained": "ghostnets.pretrained",
+    "train": "ghostnets.trainer",
     "upgrade": "ghostnets.pipeline",
+    "validate": "ghostnets.validation",
 }
 
 

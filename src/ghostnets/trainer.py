@@ -30,7 +30,7 @@ from ghostnets.pretrained import build, is_file, save_pretrained
 from ghostnets.records import SCHEMA, from_json, read_json, to_json, write_json, write_text
 from ghostnets.training.checkpoint import checkpoints
 from ghostnets.training.feed import Share
-from ghostnets.training.loop import CHECKPOINT_SECONDS, CHECKPOINTS, Progress, Run, assess
+from ghostnets.training.loop import CHECKPOINT_SECONDS, CHECKPOINTS, Progress, Run, assess, check_shares
 from ghostnets.training.loop import train as run_loop
 from ghostnets.training.recipe import Recipe, as_yaml
 from ghostnets.training.source import Asked, Source, open_source
@@ -44,7 +44,7 @@ TRACKERS = ("tensorboard", "wandb", "trackio")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class TrainRequest:
     """What was asked, as ``request.json`` keeps it."""
 
     model: str
@@ -98,7 +98,7 @@ class TrainRecord:
 
 
 def train(
-    request: Request,
+    request: TrainRequest,
     out: str | Path,
     *,
     resume: bool = False,
@@ -126,6 +126,7 @@ def train(
         source = open_source(asked(request), told=lambda text: say({"event": "note", "text": text}))
     for note in source.notes:
         say({"event": "note", "text": note})
+    check_shares(len(source.train), recipe, accelerator.num_processes)
     model = network(request, source)
     teacher = teacher_of(recipe, source)
     if accelerator.is_main_process:
@@ -177,7 +178,7 @@ def make_accelerator(recipe: Recipe, tracker: str | None = None, out: Path | Non
     try:
         return Accelerator(
             mixed_precision=PRECISION[recipe.amp_dtype], log_with=tracker, project_dir=out,
-            dynamo_backend="inductor" if recipe.compile else "no",
+            dynamo_backend="inductor" if recipe.compile else "no", cpu=not torch.accelerator.is_available(),
         )  # fmt: skip
     except (ImportError, ValueError) as error:
         if tracker is None:
@@ -185,7 +186,7 @@ def make_accelerator(recipe: Recipe, tracker: str | None = None, out: Path | Non
         raise MissingExtra(f"the tracker {tracker}", tracker) from error
 
 
-def asked(request: Request) -> Asked:
+def asked(request: TrainRequest) -> Asked:
     """The part of a request that is about images."""
     return Asked(
         data=request.data, data_dir=Path(request.data_dir) if request.data_dir else None, val_data=request.val_data,
@@ -195,7 +196,7 @@ def asked(request: Request) -> Asked:
     )  # fmt: skip
 
 
-def network(request: Request, source: Source) -> nn.Module:
+def network(request: TrainRequest, source: Source) -> nn.Module:
     """The network that is asked for, for these images, at its start. Its weights are drawn from the seed."""
     channels, classes = source.input_size[0], len(source.classes)
     options: dict[str, Any] = {} if request.recipe.drop is None else {"drop_rate": request.recipe.drop}
@@ -234,11 +235,11 @@ def teacher_of(recipe: Recipe, source: Source) -> nn.Module | None:
     return known.model
 
 
-def read_request(out: Path) -> Request:
+def read_request(out: Path) -> TrainRequest:
     """What a run in ``out`` was asked for. Raises UserError where there is none."""
     if not (out / REQUEST).is_file():
         raise UserError(f"{out} holds no training run to go on with (there is no {REQUEST})")
-    return from_json(Request, read_json(out / REQUEST))
+    return from_json(TrainRequest, read_json(out / REQUEST))
 
 
 def _fits(model: nn.Module, source: Source) -> None:
@@ -258,7 +259,7 @@ def _fits(model: nn.Module, source: Source) -> None:
         raise UserError(f"the network gives {shape} for one image, and the images have {classes} classes")
 
 
-def _take(out: Path, request: Request, *, resume: bool) -> None:
+def _take(out: Path, request: TrainRequest, *, resume: bool) -> None:
     """Make sure that the folder is this run's."""
     try:
         found = sorted(path.name for path in out.iterdir()) if out.exists() else []
@@ -269,7 +270,7 @@ def _take(out: Path, request: Request, *, resume: bool) -> None:
     if REQUEST not in found:
         raise UserError(f"{out} is not empty and holds no training run ({found[0]}): choose another folder")
     there = read_request(out)
-    odd = [f.name for f in dataclasses.fields(Request) if getattr(there, f.name) != getattr(request, f.name)]
+    odd = [f.name for f in dataclasses.fields(TrainRequest) if getattr(there, f.name) != getattr(request, f.name)]
     if odd:
         raise UserError(
             f"{out} holds a run with another {' and '.join(odd)}: go on with ghostnets train --resume {out}, or choose another folder"

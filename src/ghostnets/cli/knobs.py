@@ -35,7 +35,8 @@ def _table() -> type[Any]:
     for field in dataclasses.fields(Recipe):
         if field.name != "expected":
             off = f"--no-{field.name.replace('_', '-')}" if hints[field.name] is bool else ""
-            words = Parameter(help=said[field.name], negative=off, group=GROUP)
+            # consume_multiple: timm too takes --decay-milestones 82 123
+            words = Parameter(help=said[field.name], negative=off, group=GROUP, consume_multiple=True)
             fields.append((field.name, Annotated[hints[field.name] | None, words], None))
     table = dataclasses.make_dataclass("Knobs", fields, frozen=True, kw_only=True)
     table.__module__ = __name__  # else it counts as one of Python's own types, which have no flags

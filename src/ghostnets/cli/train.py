@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -83,7 +83,7 @@ def train(
     from rich.console import Console
 
     from ghostnets.cli.terminal import interrupts, train_line, train_summary, watching
-    from ghostnets.trainer import Request, read_request
+    from ghostnets.trainer import TrainRequest, read_request
     from ghostnets.trainer import train as run
     from ghostnets.training.recipe import load_recipe
 
@@ -102,7 +102,7 @@ def train(
         if model is None or data is None or out is None:
             lacking = [name for name, value in (("MODEL", model), ("--data", data), ("--out", out)) if value is None]
             raise UserError(f"{', '.join(lacking)} must be given (or --resume DIR to go on with a run)")
-        request = Request(
+        request = TrainRequest(
             model=model, recipe=load_recipe(recipe or RECIPE, turned(knobs)), data=data,
             data_dir=str(data_dir) if data_dir is not None else None, val_data=val_data, weights=weights,
             mean=figures_of("--mean", mean), std=figures_of("--std", std), input_size=image_size_of(input_size),
@@ -132,16 +132,16 @@ def train(
     except KeyboardInterrupt:
         again = shlex.join(["ghostnets", "train", "--resume", str(out)])
         raise KeyboardInterrupt(f"interrupted; {again} goes on from the last checkpoint") from None
+    if not _first_process():
+        return
     if record is None:
         print(f"stopped at step {max_steps}: ghostnets train --resume {shlex.quote(str(out))} goes on")
     elif as_json:
         print(json.dumps(to_json(record), indent=1))
-    elif _first_process():
+    else:
         print(train_summary(record, Console(highlight=False)), f"network: {out}", sep="\n")
-    sys.stdout.flush()
 
 
 def _first_process() -> bool:
-    import os
-
+    """Whether this is the process of a run that speaks (torchrun and accelerate launch say it)."""
     return os.environ.get("RANK", "0") == "0"

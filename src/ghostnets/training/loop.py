@@ -93,18 +93,24 @@ def train(network: nn.Module, recipe: Recipe, run: Run, accelerator: Accelerator
         return loop.trained()
 
 
+def check_shares(images: int, recipe: Recipe, processes: int) -> None:
+    """Raises UserError where the images do not fill a batch, or a batch cannot be shared evenly."""
+    parts = processes * recipe.grad_accum_steps
+    if recipe.batch_size % parts:
+        raise UserError(
+            f"batch_size {recipe.batch_size} cannot be shared by {processes} processes in {recipe.grad_accum_steps} parts "
+            f"each: make it a multiple of {parts}"
+        )
+    steps_per_epoch(images, recipe.batch_size)
+
+
 class _Loop:
     """One run: what it is made of, and what it has come to."""
 
     def __init__(self, network: nn.Module, recipe: Recipe, run: Run, accelerator: Accelerator) -> None:
         self.recipe, self.run, self.accelerator = recipe, run, accelerator
         self.share = Share(accelerator.process_index, accelerator.num_processes)
-        parts = accelerator.num_processes * recipe.grad_accum_steps
-        if recipe.batch_size % parts:
-            raise UserError(
-                f"batch_size {recipe.batch_size} cannot be shared by {accelerator.num_processes} processes in "
-                f"{recipe.grad_accum_steps} parts each: make it a multiple of {parts}"
-            )
+        check_shares(len(run.source.train), recipe, accelerator.num_processes)
         self.feed: Feed = run.source.train
         self.steps = steps_per_epoch(len(self.feed), recipe.batch_size)
         self.total = max(1, round(recipe.epochs * self.steps))
@@ -220,11 +226,13 @@ class _Loop:
         """Write down what the epoch was like."""
         self.seconds += time.perf_counter() - self.started
         self.started = time.perf_counter()
+        mean = torch.tensor(sum(self.losses) / len(self.losses), dtype=torch.float64)
+        mean = self.accelerator.reduce(mean.to(self.accelerator.device), reduction="mean")
         row: dict[str, Any] = {
             "epoch": self.step_count / self.steps,
             "step": self.step_count,
             "lr": rate(self.recipe, (self.step_count - 1) / self.steps),
-            "loss": sum(self.losses) / len(self.losses),
+            "loss": float(mean),  # pyright: ignore[reportArgumentType] - a tensor came in, so one comes out
         }
         self.losses = []
         if self.run.watch:

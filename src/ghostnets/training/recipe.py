@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -120,6 +120,9 @@ class Recipe:
             raise UserError(
                 f"recipe: scale {self.scale[0]:g},{self.scale[1]:g} must be two shares of an area, in order"
             )
+        if not all(math.isfinite(epoch) and epoch >= 0 for epoch in self.decay_milestones):
+            listed = ",".join(f"{epoch:g}" for epoch in self.decay_milestones)
+            raise UserError(f"recipe: decay_milestones {listed} must be epochs, from 0 on")
         if self.warmup_epochs > self.epochs:
             raise UserError(
                 f"recipe: warmup_epochs {self.warmup_epochs:g} must not be more than epochs {self.epochs:g}"
@@ -130,7 +133,8 @@ _RANGES = (
     ("epochs", 1e-6, 1e6),
     ("batch_size grad_accum_steps", 1, 1e7),
     ("lr warmup_lr min_lr weight_decay kd_features mixup cutmix", 0, 1e6),
-    ("momentum decay_rate reprob kd_alpha model_ema_decay", 0, 1),
+    ("momentum", 0, 0.9999),  # at 1 Adam's averages would never take anything in
+    ("decay_rate reprob kd_alpha model_ema_decay", 0, 1),
     ("smoothing drop", 0, 0.999),
     ("clip_grad kd_temperature", 1e-6, 1e6),
     ("warmup_epochs head_epochs mixup_off_epoch", 0, 1e6),
@@ -158,30 +162,35 @@ def load_recipe(source: str, overrides: Mapping[str, Any] | None = None) -> Reci
 
     Raises UserError where there is none, or where it holds an unknown knob or a value that does not fit one.
     """
-    path = FOLDER / f"{source}.yaml"
-    if not path.is_file():
-        path = Path(source)
-        if path.suffix not in {".yaml", ".yml"}:
-            close = difflib.get_close_matches(source, recipe_names(), n=1)
-            hint = f" (did you mean {close[0]}?)" if close else ""
-            raise UserError(
-                f"there is no recipe {source!r}{hint}: choose {', '.join(recipe_names())}, or name a .yaml file"
-            )
+    path = FOLDER / f"{source}.yaml" if source in recipe_names() else Path(source)
+    if path.suffix not in {".yaml", ".yml"}:
+        hint = _hint(source, recipe_names())
+        raise UserError(
+            f"there is no recipe {source!r}{hint}: choose {', '.join(recipe_names())}, or name a .yaml file"
+        )
     try:
         known = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a safe one
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # of a date, or of brackets without end
         raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(known, dict):
         raise UserError(f"{path} should hold knobs and their values, not {type(known).__name__}")
-    knobs = {field.name for field in dataclasses.fields(Recipe)}
-    for name in known:
+    knobs = [field.name for field in dataclasses.fields(Recipe)]
+    given = {**known, **(overrides or {})}
+    for name in given:
         if name not in knobs:
-            close = difflib.get_close_matches(str(name), knobs, n=1)
-            hint = f" (did you mean {close[0]}?)" if close else ""
-            raise UserError(f"{path} has an unknown knob {name!r}{hint}")
-    return from_json(Recipe, {**known, **(overrides or {})})
+            where = path if name in known else "the recipe"
+            raise UserError(f"{where} has an unknown knob {name!r}{_hint(str(name), knobs)}")
+    try:
+        return from_json(Recipe, given)
+    except OverflowError:
+        raise UserError(f"{path} holds a number that is too large") from None
+
+
+def _hint(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def as_yaml(recipe: Recipe) -> str:
