@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,8 @@ class TrainRequest:
     model: str
     recipe: Recipe
     data: str
+    model_kwargs: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Options of the catalogue's builder, such as ratio and cheap_size."""
     data_dir: str | None = None
     val_data: str | None = None
     weights: str | None = None
@@ -159,7 +161,9 @@ def train(
         held_out=request.hold_out > 0, history=done.history, environment=environment(),
     )  # fmt: skip
     if accelerator.is_main_process:
-        save_pretrained(trained, out, dataset=source.described(), source=request.model)
+        save_pretrained(
+            trained, out, dataset=source.described(), source=request.model if is_file(request.model) else None
+        )
         write_json(out / RECORD, record)
     say({"event": "end", "top1": quality.top1, "seconds": done.seconds})
     if tracker is not None:
@@ -199,13 +203,15 @@ def asked(request: TrainRequest) -> Asked:
 def network(request: TrainRequest, source: Source) -> nn.Module:
     """The network that is asked for, for these images, at its start. Its weights are drawn from the seed."""
     channels, classes = source.input_size[0], len(source.classes)
-    options: dict[str, Any] = {} if request.recipe.drop is None else {"drop_rate": request.recipe.drop}
+    options = dict(request.model_kwargs)
+    if request.recipe.drop is not None:
+        options["drop_rate"] = request.recipe.drop
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(request.seed)
         if is_file(request.model):
             if options:
                 raise UserError(
-                    f"recipe: drop is an option of our own networks, and {request.model} is yours: leave it out"
+                    f"{', '.join(options)} are options of our own networks, and {request.model} is yours: leave them out"
                 )
             model = build(request.model)
         else:

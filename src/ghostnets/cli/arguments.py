@@ -3,6 +3,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
 from ghostnets.errors import UserError
 
 
@@ -34,3 +39,17 @@ def use_threads(threads: int | None) -> None:
         if threads < 1:
             raise UserError(f"threads {threads} must be at least 1")
         torch.set_num_threads(threads)
+
+
+def options_of(words: Sequence[str]) -> dict[str, Any]:
+    """What ``--model-kwargs`` says. Raises UserError where a word is no option=value."""
+    found: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not (name.isidentifier() and equals):
+            raise UserError(f"--model-kwargs {word!r} is not understood: write option=value, such as ratio=4")
+        try:
+            found[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"--model-kwargs {word!r}: {value!r} is no value") from None
+    return found

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from ghostnets.cli.arguments import figures_of, image_size_of, use_threads
+from ghostnets.cli.arguments import figures_of, image_size_of, options_of, use_threads
 from ghostnets.cli.knobs import Knobs, turned
 from ghostnets.errors import UserError
 from ghostnets.records import to_json
@@ -28,6 +28,7 @@ def train(
     val_data: str | None = None,
     recipe: str | None = None,
     weights: str | None = None,
+    model_kwargs: tuple[str, ...] = (),
     mean: str | None = None,
     std: str | None = None,
     input_size: str | None = None,
@@ -60,6 +61,7 @@ def train(
         data_dir: where CIFAR's binary files lie; else GHOSTNETS_DATA, else they are downloaded
         val_data: shards to test on
         recipe: a name (cifar10-paper, cifar10-fast, cifar10-full, imagenet-paper, imagenet-modern, finetune) or a .yaml file
+        model_kwargs: options of the network, such as ratio=4 (once for each)
         weights: what to start from: pretrained, or a file of weights
         mean: of the images, a figure a channel (default: ImageNet's, of the digits their own)
         std: the same for the standard deviation
@@ -104,7 +106,7 @@ def train(
             raise UserError(f"{', '.join(lacking)} must be given (or --resume DIR to go on with a run)")
         request = TrainRequest(
             model=model, recipe=load_recipe(recipe or RECIPE, turned(knobs)), data=data,
-            data_dir=str(data_dir) if data_dir is not None else None, val_data=val_data, weights=weights,
+            model_kwargs=options_of(model_kwargs), data_dir=str(data_dir) if data_dir is not None else None, val_data=val_data, weights=weights,
             mean=figures_of("--mean", mean), std=figures_of("--std", std), input_size=image_size_of(input_size),
             in_chans=in_chans, flip=False if no_flip else None, hold_out=hold_out, train_samples=train_samples,
             num_classes=num_classes, workers=workers, max_bad=max_bad, seed=seed,

@@ -18,9 +18,10 @@ class Average:
     def update_(self, network: nn.Module, step: int) -> None:
         """After the ``step``-th step, counted from 1; early on the average forgets its start fast, as timm's does."""
         decay = min(self.decay, step / (step + 10))
-        own, new = self.model.state_dict(), network.state_dict()
-        for name, tensor in own.items():
+        new = network.state_dict()
+        own = {id(tensor): (name, tensor) for name, tensor in self.model.state_dict(keep_vars=True).items()}
+        for name, tensor in own.values():  # once each: a shared layer stands there under all its names
             if tensor.is_floating_point():
-                tensor.lerp_(new[name].detach(), 1 - decay)
+                tensor.lerp_(new[name], 1 - decay)
             else:
                 tensor.copy_(new[name])

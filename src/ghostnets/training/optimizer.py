@@ -35,8 +35,10 @@ def parameter_groups(model: nn.Module, head: nn.Module, recipe: Recipe) -> Group
 
 
 def block_of(name: str) -> str:
-    """The block a parameter belongs to, by its name: the first word and the numbers behind it (``blocks.3.1``)."""
-    first, *rest = name.split(".")
+    """The block a parameter belongs to, by its name: the first word and the numbers behind it (``blocks.3.1``). The word
+    that a ``Pupil`` puts before them does not count.
+    """
+    first, *rest = name.removeprefix("network.").split(".")
     return ".".join([first, *takewhile(str.isdigit, rest)])
 
 
@@ -58,7 +60,8 @@ def _lamb(groups: Iterable[Any], recipe: Recipe) -> torch.optim.Optimizer:
         from pytorch_optimizer import Lamb  # pyright: ignore[reportMissingImports, reportUnknownVariableType]
     except ImportError:
         raise MissingExtra("the optimiser lamb", "optimizers") from None
-    return Lamb(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999))
+    # coupled: in the paper's algorithm 2 the decay is part of the step that the trust ratio scales
+    return Lamb(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999), weight_decouple=False)
 
 
 OPTIMIZERS: Mapping[str, Callable[[Iterable[Any], Recipe], torch.optim.Optimizer]] = {

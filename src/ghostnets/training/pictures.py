@@ -137,15 +137,17 @@ class PictureFeed:
         return len(self.pictures)
 
     def training(self, recipe: Recipe, share: Share, *, seed: int, start: int) -> Iterator[Drawn]:
-        decoder = _Decoder(self.pictures, self.size, self.crop, self.interpolation, recipe, seed)
+        decoder = _Decoder(self.pictures, self.size, self.crop, self.interpolation, recipe, seed, self.max_bad + 1)
         batches = places(len(self), recipe.batch_size, share, seed=seed, start=start)
         loader = self._loader(decoder, _Keys(batches))
         for epoch, step, index, pixels, labels, broken in loader:
             self._judge(broken)
+            if len(labels) < len(index):
+                raise UserError(f"not one of {len(self)} images can be decoded: {next(iter(broken.values()))}")
             yield Drawn(pixels, labels, epoch, step, index)
 
     def testing(self, batch_size: int, share: Share) -> Iterator[tuple[Tensor, Tensor]]:
-        decoder = _Decoder(self.pictures, self.size, self.crop, self.interpolation, None, 0)
+        decoder = _Decoder(self.pictures, self.size, self.crop, self.interpolation, None, 0, 1)
         own = torch.arange(len(self))[share.of(len(self))]
         batches = (Place(0, step, index) for step, index in enumerate(own.split(batch_size)) if len(index))
         for _, _, _, pixels, labels, broken in self._loader(decoder, _Keys(batches)):
@@ -202,21 +204,24 @@ class _Decoder(Dataset[Decoded]):
         interpolation: str,
         recipe: Recipe | None,
         seed: int,
+        tries: int,
     ) -> None:
         self.pictures, self.size, self.seed = pictures, size, seed
         self.crop, self.interpolation = crop, interpolation
         self.scale = recipe.scale if recipe is not None else None
         self.change = rand_augment(recipe.aa) if recipe is not None and recipe.aa is not None else None
-        self.skip = recipe is None
-        """Broken pictures have no replacement where every one counts once."""
+        self.tries = min(tries, len(pictures))
+        """A picture and those after it, until one is sound; with one try a broken picture has no replacement."""
 
     def __getitem__(self, place: Place) -> Decoded:
         broken: dict[int, str] = {}
         images: list[np.ndarray] = []
         labels: list[int] = []
         for index in place.index.tolist():
-            for k in range(1 if self.skip else min(TRIES, len(self.pictures))):
+            for k in range(self.tries):
                 chosen = (index + k) % len(self.pictures)
+                if chosen in broken:
+                    continue
                 try:
                     image = self.one(chosen, place.epoch)
                     label = self.pictures.label(chosen)
