@@ -23,7 +23,7 @@ from ghostnets.measure.cost import total_macs, total_params
 from ghostnets.records import read_json
 from ghostnets.trainer import RECORD
 
-Row = tuple[str, dict[str, int], float | None]
+Row = tuple[str, dict[str, Any], float]
 """What the row is called, the options of the Ghost network (none: the plain one), and the paper's accuracy of VGG-16."""
 
 PLAIN: Row = ("plain", {}, 93.6)
@@ -69,7 +69,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def network(model: str, row: str) -> tuple[str, dict[str, int]]:
+def network(model: str, row: str) -> tuple[str, dict[str, Any]]:
     """Name and options of a row's network."""
     options = next(options for name, options, _ in (*TABLE_3, *TABLE_4) if name == row)
     return (model, options) if options else (model.removeprefix("ghost_"), {})

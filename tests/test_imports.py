@@ -42,7 +42,18 @@ MAY_IMPORT = BELOW | {
     "validation": {*BELOW, "hub", "pretrained", "prediction"},  # the figures of a trained network
     "cli": {*BELOW, "pretrained", "pipeline", "prediction", "trainer", "validation", "__init__"},
     "__main__": {"cli"},
-    "__init__": {"records", "blocks", "models", "training", "upgrading", "pipeline", "pretrained", "hub", "trainer", "validation"},  # the public names
+    "__init__": {
+        "records",
+        "blocks",
+        "models",
+        "training",
+        "upgrading",
+        "pipeline",
+        "pretrained",
+        "hub",
+        "trainer",
+        "validation",
+    },  # the public names
 }
 
 

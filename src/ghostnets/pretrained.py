@@ -345,7 +345,8 @@ def _rebuild(config: Config, directory: Path, *, trust_code: bool) -> nn.Module:
 
 def _from_catalogue(source: Source, num_classes: int, in_chans: int) -> nn.Module:
     assert source.name is not None
-    built = create_model(source.name, num_classes=num_classes, in_chans=in_chans, **source.options)
+    with torch.random.fork_rng(devices=[]):  # its first weights are drawn, and nobody sees them
+        built = create_model(source.name, num_classes=num_classes, in_chans=in_chans, **source.options)
     return fold_branches(built) if source.folded else built
 
 

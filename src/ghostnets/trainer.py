@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import accelerate.tracking
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -118,9 +119,16 @@ def train(
 
     Raises UserError where anything asked for does not fit or the folder holds something else.
     """
-    out = Path(out)
+    with torch.random.fork_rng(devices=[]):
+        accelerator = make_accelerator(request.recipe, tracker, Path(out))
+        return _train(request, Path(out), accelerator, resume, tracker, max_steps, checkpoint_seconds, log, progress)
+
+
+def _train(
+    request: TrainRequest, out: Path, accelerator: Accelerator, resume: bool, tracker: str | None,  # noqa: FBT001 - as above
+    max_steps: int | None, checkpoint_seconds: float, log: Callable[[dict[str, Any]], None], progress: Progress,
+) -> TrainRecord | None:  # fmt: skip
     recipe = request.recipe
-    accelerator = make_accelerator(recipe, tracker, out)
     say = _Log(out, log, accelerator.is_main_process)
     with accelerator.main_process_first():
         if accelerator.is_main_process:
@@ -178,16 +186,13 @@ def make_accelerator(recipe: Recipe, tracker: str | None = None, out: Path | Non
         raise UserError("recipe: amp_dtype float16 trains on a GPU alone: write bfloat16 or float32")
     if tracker is not None and tracker not in TRACKERS:
         raise UserError(f"tracker {tracker!r} is not known: choose {', '.join(TRACKERS)}")
+    if tracker is not None and tracker not in {kind.value for kind in accelerate.tracking.get_available_trackers()}:
+        raise MissingExtra(f"the tracker {tracker}", tracker)  # Accelerate would go on without it
     AcceleratorState._reset_state()  # noqa: SLF001 - a second run in one process may ask for another precision
-    try:
-        return Accelerator(
-            mixed_precision=PRECISION[recipe.amp_dtype], log_with=tracker, project_dir=out,
-            dynamo_backend="inductor" if recipe.compile else "no", cpu=not torch.accelerator.is_available(),
-        )  # fmt: skip
-    except (ImportError, ValueError) as error:
-        if tracker is None:
-            raise
-        raise MissingExtra(f"the tracker {tracker}", tracker) from error
+    return Accelerator(
+        mixed_precision=PRECISION[recipe.amp_dtype], log_with=tracker, project_dir=out,
+        dynamo_backend="inductor" if recipe.compile else "no", cpu=not torch.accelerator.is_available(),
+    )  # fmt: skip
 
 
 def asked(request: TrainRequest) -> Asked:

@@ -97,9 +97,7 @@ def test_validate_agrees_with_train_and_keeps_a_table(
     assert float(rows[0]["nll"]) == pytest.approx(told["nll"])
 
 
-def test_a_run_stopped_by_ctrl_c_goes_on_to_the_same_end(
-    trained: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
+def test_a_run_stopped_by_ctrl_c_goes_on_to_the_same_end(tmp_path: Path) -> None:
     whole = run(tmp_path, *LONG, "--out", "whole")
     assert whole.returncode == 0, whole.stderr
     command = [*COMMAND, *LONG, "--out", "cut"]
@@ -183,15 +181,27 @@ def test_finetuning_starts_from_trained_weights(tmp_path: Path) -> None:
     ("words", "message"),
     [
         (["train"], "MODEL, --data, --out must be given (or --resume DIR"),
-        (["train", "resnet20", "--data", "digits", "--out", "x", "--recipe", "cifar-fast"], "did you mean cifar10-fast?"),
+        (
+            ["train", "resnet20", "--data", "digits", "--out", "x", "--recipe", "cifar-fast"],
+            "did you mean cifar10-fast?",
+        ),
         (["train", "resnet20", "--data", "digits", "--out", "x", "--lr", "-1"], "recipe: lr -1 must lie between 0"),
         (["train", "resnet20", "--data", "digits", "--out", "x", "--epochs", "nan"], "recipe: epochs nan must lie"),
-        (["train", "resnt20", "--data", "digits", "--out", "x"], "there is no network 'resnt20': did you mean resnet20"),
+        (
+            ["train", "resnt20", "--data", "digits", "--out", "x"],
+            "there is no network 'resnt20': did you mean resnet20",
+        ),
         (["train", "resnet20", "--data", "nowhere", "--out", "x"], "there is no data set or folder 'nowhere'"),
-        (["train", "resnet20", "--data", "digits", "--out", "x", "--batch-size", "5000"], "do not fill one batch of 5000"),
+        (
+            ["train", "resnet20", "--data", "digits", "--out", "x", "--batch-size", "5000"],
+            "do not fill one batch of 5000",
+        ),
         (["train", "resnet20", "--data", "digits", "--out", "x", "--hold-out", "5000"], "--hold-out 5000 must leave"),
         (["train", "resnet20", "--data", "digits", "--out", "x", "--seed", "-1"], "seed -1 must be at least 0"),
-        (["train", "resnet20", "--data", "digits", "--out", "full"], "full is not empty and holds no training run (a.txt)"),
+        (
+            ["train", "resnet20", "--data", "digits", "--out", "full"],
+            "full is not empty and holds no training run (a.txt)",
+        ),
         (["train", "--resume", "full"], "full holds no training run to go on with"),
         (["train", "--resume", "full", "--lr", "1"], "leave out everything else"),
         (["train", "vgg16", "--data", "digits", "--out", "x", "--input-size", "8,8"], "does not take images of 8×8"),
@@ -230,7 +240,9 @@ def test_a_read_only_folder_is_said(tmp_path: Path) -> None:
 
 def test_a_network_may_be_trained_from_python(tmp_path: Path) -> None:
     request = ghostnets.TrainRequest(
-        model="resnet20", data="digits", recipe=ghostnets.load_recipe("cifar10-fast", {"epochs": 0.1, "warmup_epochs": 0.0})
+        model="resnet20",
+        data="digits",
+        recipe=ghostnets.load_recipe("cifar10-fast", {"epochs": 0.1, "warmup_epochs": 0.0}),
     )
     record = ghostnets.train(request, tmp_path / "run")
     assert record is not None

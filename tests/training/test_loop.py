@@ -103,6 +103,24 @@ def test_the_classifier_learns_alone_for_as_long_as_asked(network: nn.Module, so
         assert torch.equal(after[name], parameter) == (not name.startswith("4.")), name
 
 
+def test_norms_stay_as_they_are_while_the_classifier_learns_alone(
+    network: nn.Module, source: Source, tmp_path: Path
+) -> None:
+    done = go(network, replace(PLAIN, epochs=1, head_epochs=0.5), source, tmp_path / "half", max_steps=2)
+    assert all(torch.equal(t, done.model.state_dict()[n]) for n, t in network.state_dict().items() if "1." in n[:2])
+    done = go(network, replace(PLAIN, epochs=1, head_epochs=0.5), source, tmp_path / "whole")
+    assert not torch.equal(done.model.state_dict()["1.running_mean"], network.state_dict()["1.running_mean"])
+
+
+def test_layers_learn_the_more_slowly_the_deeper_they_lie(network: nn.Module, source: Source, tmp_path: Path) -> None:
+    """One step of plain SGD: how far a layer moves is its rate times its gradient."""
+    one = replace(PLAIN, epochs=0.25, momentum=0, weight_decay=0)
+    runs = [go(network, replace(one, layer_decay=d), source, tmp_path / str(d)).model.state_dict() for d in (1.0, 0.5)]
+    for name, depth in (("4.weight", 0), ("1.bias", 1), ("0.weight", 2)):
+        full, slow = (after[name] - network.state_dict()[name] for after in runs)
+        torch.testing.assert_close(slow, full * 0.5**depth, rtol=1e-3, atol=1e-6)
+
+
 def test_a_teacher_alone_is_imitated(source: Source, tmp_path: Path) -> None:
     small = nn.Sequential(nn.Flatten(), nn.Linear(108, 3))
     teacher = nn.Sequential(nn.Flatten(), nn.Linear(108, 3))
@@ -131,7 +149,9 @@ class Bomb(nn.Module):
 def test_a_loss_that_is_no_number_stops_the_run(source: Source, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"the loss is nan at step 0 .*lower lr 0\.1.*there is no checkpoint yet"):
         go(Bomb(0), PLAIN, source, tmp_path / "a")
-    with pytest.raises(UserError, match=r"nan at step 6 \(epoch 1\.50\).*last good checkpoint is .*step-000000006\.ckpt"):
+    with pytest.raises(
+        UserError, match=r"nan at step 6 \(epoch 1\.50\).*last good checkpoint is .*step-000000006\.ckpt"
+    ):
         go(Bomb(6), PLAIN, source, tmp_path / "b", checkpoint_seconds=0)
     assert read_checkpoint(checkpoints(tmp_path / "b" / CHECKPOINTS)[0])["step"] == 6
 
@@ -173,11 +193,27 @@ def test_another_run_is_not_gone_on_with(
         go(change.get("network", network), change.get("recipe", PLAIN), source, tmp_path, seed=change.get("seed", 0))
 
 
+def test_features_are_compared_through_a_layer_that_the_seed_draws(source: Source, tmp_path: Path) -> None:
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(108, 12), nn.Tanh(), nn.Linear(12, 3))
+    small = nn.Sequential(nn.Flatten(), nn.Linear(108, 7), nn.Tanh(), nn.Linear(7, 3))
+    recipe = replace(PLAIN, epochs=1, kd_features=1.0)
+    states = []
+    for k in range(2):
+        torch.manual_seed(k)
+        go(small, recipe, source, tmp_path / str(k), teacher=teacher)
+        states.append(read_checkpoint(checkpoints(tmp_path / str(k) / CHECKPOINTS)[0])["pupil"])
+    assert states[0]["adapter.weight"].shape == (12, 7)
+    same(states[0], states[1])
+
+
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
         ({"batch_size": 40}, "37 training images do not fill one batch of 40"),
-        ({"batch_size": 9, "grad_accum_steps": 2}, "9 cannot be shared by 1 processes in 2 parts each: make it a multiple"),
+        (
+            {"batch_size": 9, "grad_accum_steps": 2},
+            "9 cannot be shared by 1 processes in 2 parts each: make it a multiple",
+        ),
         ({"amp_dtype": "float16"}, "float16 trains on a GPU alone"),
     ],
 )
@@ -240,9 +276,9 @@ def test_a_run_killed_twenty_times_ends_as_if_it_never_had_been(tmp_path: Path, 
         [json.loads(line) for line in (tmp_path / name / "history.jsonl").read_text().splitlines()]
         for name in ("whole", "killed")
     ]
-    same(*rows)
+    same(rows[0], rows[1])
     assert len(rows[0]) == 9
-    assert not [path for path in (tmp_path / "killed").rglob(".*")]  # nothing half written is left
+    assert not list((tmp_path / "killed").rglob(".*"))  # nothing half written is left
 
 
 def test_two_processes_do_what_one_does(tmp_path: Path) -> None:

@@ -148,7 +148,8 @@ def quality_summary(quality: Quality, title: str, console: Console) -> str:
     classes = _table("class", "images", "recognised", "right when said")
     for row in quality.classes[:SHOWN_CLASSES]:
         precision = "never said" if row.precision is None else tables.percent(row.precision)
-        classes.add_row(row.name, f"{row.images:,}", tables.percent(row.recall), precision)
+        recall = "no image" if row.recall is None else tables.percent(row.recall)
+        classes.add_row(row.name, f"{row.images:,}", recall, precision)
     more = len(quality.classes) - SHOWN_CLASSES
     with console.capture() as captured:
         console.print(table, classes)

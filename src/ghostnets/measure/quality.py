@@ -34,7 +34,8 @@ class ClassQuality:
 
     name: str
     images: int
-    recall: float
+    recall: float | None
+    """None where it has none."""
     precision: float | None
     """None where the network never says it."""
 
@@ -53,14 +54,17 @@ class Tally:
     def add_(self, logits: Tensor, labels: Tensor) -> None:
         """One batch, (N, K) and (N,). Raises UserError where logits are not finite or a label has no logit."""
         classes = len(self.confusion)
-        logits, labels = logits.detach().double().cpu(), labels.cpu()
+        logits, labels = logits.detach().cpu().double(), labels.cpu()  # in this order: not all devices have doubles
         if logits.ndim != 2 or logits.shape[1] != classes:
             raise UserError(f"a classifier of {classes} classes should not give logits of shape {tuple(logits.shape)}")
-        if len(labels) and int(labels.max()) >= classes:
-            raise UserError(f"label {int(labels.max())} does not fit a network with {classes} outputs")
+        if len(logits) != len(labels):
+            raise UserError(f"a classifier should give {len(labels)} rows of logits, not shape {tuple(logits.shape)}")
+        odd = labels[(labels < 0) | (labels >= classes)]
+        if len(odd):
+            raise UserError(f"label {int(odd[0])} does not fit a network with {classes} outputs")
         if not torch.isfinite(logits).all():
             raise UserError("the network gives NaN or infinite logits: check its weights and its input")
-        confidence, answers = logits.softmax(1).max(1)
+        confidence, answers = logits.softmax(1).amax(1), logits.argmax(1)  # which the softmax may round to equal
         right = (answers == labels).double()
         self.confusion.view(-1).index_add_(0, labels * classes + answers, torch.ones_like(right))
         among = (logits.topk(min(5, classes)).indices == labels[:, None]).any(1)
@@ -89,7 +93,7 @@ class Tally:
             ClassQuality(
                 name=name,
                 images=int(of_label[k]),
-                recall=100 * float(right_each[k] / of_label[k].clamp_min(1)),
+                recall=100 * float(right_each[k] / of_label[k]) if of_label[k] else None,
                 precision=100 * float(right_each[k] / of_answer[k]) if of_answer[k] else None,
             )
             for k, name in enumerate(names)

@@ -55,6 +55,8 @@ def random_crop_flip(pixels: Tensor, *, padding: int, flip: bool | Tensor, draw:
     if padding < 0:
         raise UserError(f"crop padding {padding} must not be negative")
     count, channels, height, width = pixels.shape
+    if reflect and padding >= min(height, width):
+        raise UserError(f"a border of {padding} pixels cannot mirror images of {height}×{width}: ask for less padding")
     top, left = draw.integers(2 * padding + 1, 2)[:, :, None]
     drawn = draw.integers(2, 1)[0].bool()
     mirrored = (flip if isinstance(flip, Tensor) else drawn & flip)[:, None]

@@ -41,9 +41,10 @@ class Batcher:
         Raises UserError where a label has no class.
         """
         recipe = self.recipe
-        if len(drawn.labels) and not 0 <= int(drawn.labels.min()) <= int(drawn.labels.max()) < self.classes:
+        odd = drawn.labels[(drawn.labels < 0) | (drawn.labels >= self.classes)]
+        if len(odd):
             raise UserError(
-                f"label {int(drawn.labels.max())} does not fit {self.classes} classes: labels are 0 to {self.classes - 1}"
+                f"label {int(odd[0])} does not fit {self.classes} classes: labels are 0 to {self.classes - 1}"
             )
         part = self.share.of(recipe.batch_size)
         draw = Draw(generator(self.seed, 1, drawn.epoch, drawn.step), recipe.batch_size, part.start, part.stop)

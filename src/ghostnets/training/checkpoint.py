@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,8 +31,10 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
     payload = buffer.getvalue()
     path = folder / f"step-{step:09d}.ckpt"
     write_bytes(path, HEAD + hashlib.sha256(payload).digest() + payload)
-    for old in checkpoints(folder)[KEPT:]:
-        old.unlink(missing_ok=True)
+    there = checkpoints(folder)
+    kept = [old for old in there if old <= path][:KEPT]  # a later one was refused, or the run would be behind it
+    for other in set(there) - set(kept):
+        other.unlink(missing_ok=True)
     for partial in [p for p in folder.iterdir() if is_partial(p)]:
         partial.unlink(missing_ok=True)
     return path
@@ -55,7 +58,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     digest, payload = data[len(HEAD) : len(HEAD) + 32], data[len(HEAD) + 32 :]
     if hashlib.sha256(payload).digest() != digest:
         raise UserError(f"{path} is cut off or damaged: its digest does not fit")
-    return torch.load(io.BytesIO(payload), weights_only=True, map_location="cpu")
+    try:
+        return torch.load(io.BytesIO(payload), weights_only=True, map_location="cpu")
+    except (pickle.UnpicklingError, RuntimeError, EOFError):  # whole, but written by something else
+        raise UserError(f"{path} holds no state that this PyTorch reads") from None
 
 
 def latest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,6 +15,9 @@ from ghostnets.errors import UserError
 from ghostnets.training.data import Augment, Images
 from ghostnets.training.draw import generator
 from ghostnets.training.recipe import Recipe
+
+SAMPLED = 100
+"""Images that a digest looks at."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,10 @@ class Feed(Protocol):
         """How many images there are."""
         ...
 
+    def digest(self, world: int) -> str:
+        """What the batches depend on beside recipe and seed, in so many processes."""
+        ...
+
     def training(self, recipe: Recipe, share: Share, *, seed: int, start: int) -> Iterator[Drawn]:
         """Batches without end, from the ``start``-th step of the run on, every epoch in another order. The last images of an
         epoch that do not fill a batch are left for another one.
@@ -64,6 +72,11 @@ class Feed(Protocol):
     def testing(self, batch_size: int, share: Share) -> Iterator[tuple[Tensor, Tensor]]:
         """Every image once over all processes: uint8 pixels and labels."""
         ...
+
+
+def digest(*parts: object) -> str:
+    """A short digest of anything that has a form in words."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
@@ -107,6 +120,12 @@ class MemoryFeed:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def digest(self, world: int) -> str:  # noqa: ARG002 - however many processes, the batches are the same
+        """Of the labels, and of some of the images."""
+        assert self.images.labels is not None
+        some = self.images.pixels[:: max(1, len(self) // SAMPLED)]
+        return digest(self.images.labels.tolist(), hashlib.sha256(some.contiguous().numpy().tobytes()).hexdigest())
 
     def training(self, recipe: Recipe, share: Share, *, seed: int, start: int) -> Iterator[Drawn]:
         labels = self.images.labels

@@ -101,6 +101,11 @@ def check_shares(images: int, recipe: Recipe, processes: int) -> None:
             f"batch_size {recipe.batch_size} cannot be shared by {processes} processes in {recipe.grad_accum_steps} parts "
             f"each: make it a multiple of {parts}"
         )
+    if (recipe.mixup or recipe.cutmix) and processes > 1 and recipe.batch_size // processes % 2:
+        raise UserError(
+            f"batch_size {recipe.batch_size} leaves {processes} processes an odd share each, and images are mixed in pairs: "
+            f"make it a multiple of {2 * parts}"
+        )
     steps_per_epoch(images, recipe.batch_size)
 
 
@@ -127,12 +132,14 @@ class _Loop:
         both = (
             widths(self.network, self.teacher, run.source.input_size) if self.teacher is not None and compared else None
         )
+        torch.manual_seed(seed_of(run.seed, 6))  # of the adapter's first weights
         self.pupil = Pupil(self.network, both)
         if recipe.channels_last:
             self.pupil.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         if self.teacher is not None:
             self.teacher.to(device)
-        groups = parameter_groups(self.pupil, self.head, recipe)
+        groups = parameter_groups(self.network, self.head, recipe)
+        groups += parameter_groups(self.pupil.adapter, self.pupil.adapter, recipe)
         self.pupil.to(device)
         self.ready: Any
         self.optimizer: Any
@@ -162,6 +169,7 @@ class _Loop:
         recipe = self.recipe
         epoch = self.step_count / self.steps
         torch.manual_seed(seed_of(self.run.seed, 2, self.step_count, self.share.rank))
+        self._set_modes(epoch)
         x, wanted = self.batcher(drawn)
         for group in self.optimizer.param_groups:
             frozen = epoch < recipe.head_epochs and not group["head"]
@@ -175,9 +183,9 @@ class _Loop:
                 self.accelerator.backward(loss / len(parts))
             total += float(loss.detach()) / len(parts)
         self._check(total)
+        self._keep_frozen(epoch)
         if recipe.clip_grad is not None:
             self.accelerator.clip_grad_norm_(self.ready.parameters(), recipe.clip_grad)
-        self._keep_frozen(epoch)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step_count += 1
@@ -201,6 +209,14 @@ class _Loop:
         if read is not None:
             loss = loss + recipe.kd_features * feature_error(read, wanted)
         return loss
+
+    def _set_modes(self, epoch: float) -> None:
+        """While the classifier learns alone, what it reads is what a trained network would give: norms as they are."""
+        self.network.train()
+        if epoch < self.recipe.head_epochs:
+            for module in self.network.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001 - the kinds of all dimensions
+                    module.eval()
 
     def _keep_frozen(self, epoch: float) -> None:
         """Where the classifier learns alone, no momentum gathers for the rest."""
@@ -227,7 +243,8 @@ class _Loop:
         self.seconds += time.perf_counter() - self.started
         self.started = time.perf_counter()
         mean = torch.tensor(sum(self.losses) / len(self.losses), dtype=torch.float64)
-        mean = self.accelerator.reduce(mean.to(self.accelerator.device), reduction="mean")
+        if self.share.world > 1:
+            mean = self.accelerator.reduce(mean.to(self.accelerator.device), reduction="mean")
         row: dict[str, Any] = {
             "epoch": self.step_count / self.steps,
             "step": self.step_count,
@@ -301,7 +318,7 @@ class _Loop:
         shapes = {name: tuple(tensor.shape) for name, tensor in self.network.state_dict().items()}
         return {
             "recipe": as_yaml(self.recipe), "network": hashlib.sha256(repr(shapes).encode()).hexdigest()[:16],
-            "data": self.run.source.fingerprint(), "seed": self.run.seed,
+            "data": self.run.source.fingerprint(self.share.world), "seed": self.run.seed,
         }  # fmt: skip
 
     def _result(self) -> nn.Module:
@@ -328,5 +345,6 @@ def assess(
             x = normalise(pixels, source.mean, source.std).to(accelerator.device)
             with accelerator.autocast():
                 tally.add_(network(x), labels)
-    tally.take_(accelerator.reduce(tally.vector().to(accelerator.device), reduction="sum"))  # pyright: ignore[reportArgumentType]
+    if share.world > 1:
+        tally.take_(accelerator.reduce(tally.vector().to(accelerator.device), reduction="sum"))  # pyright: ignore[reportArgumentType]
     return tally.quality(source.classes)

@@ -35,10 +35,8 @@ def parameter_groups(model: nn.Module, head: nn.Module, recipe: Recipe) -> Group
 
 
 def block_of(name: str) -> str:
-    """The block a parameter belongs to, by its name: the first word and the numbers behind it (``blocks.3.1``). The word
-    that a ``Pupil`` puts before them does not count.
-    """
-    first, *rest = name.removeprefix("network.").split(".")
+    """The block a parameter belongs to, by its name: the first word and the numbers behind it (``blocks.3.1``)."""
+    first, *rest = name.split(".")
     return ".".join([first, *takewhile(str.isdigit, rest)])
 
 
@@ -60,8 +58,9 @@ def _lamb(groups: Iterable[Any], recipe: Recipe) -> torch.optim.Optimizer:
         from pytorch_optimizer import Lamb  # pyright: ignore[reportMissingImports, reportUnknownVariableType]
     except ImportError:
         raise MissingExtra("the optimiser lamb", "optimizers") from None
-    # coupled: in the paper's algorithm 2 the decay is part of the step that the trust ratio scales
-    return Lamb(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999), weight_decouple=False)
+    # The paper's algorithm 2: the decay is part of the step that the trust ratio scales (else it would be AdamW's), and
+    # that step is not made longer at the start (else the first would be 1 / (1 - momentum) times the rate).
+    return Lamb(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999), weight_decouple=False, adam_debias=True)
 
 
 OPTIMIZERS: Mapping[str, Callable[[Iterable[Any], Recipe], torch.optim.Optimizer]] = {

@@ -21,7 +21,7 @@ from ghostnets.errors import MissingExtra, UserError
 from ghostnets.training import image_folder
 from ghostnets.training.data import Augment
 from ghostnets.training.draw import seed_of
-from ghostnets.training.feed import Drawn, Place, Share, places
+from ghostnets.training.feed import Drawn, Place, Share, digest, places
 from ghostnets.training.rand_augment import rand_augment
 from ghostnets.training.recipe import Recipe
 
@@ -43,6 +43,10 @@ class Pictures(Protocol):
 
     def label(self, index: int) -> int: ...
 
+    def digest(self) -> str:
+        """Of which images there are, in their order."""
+        ...
+
     def open(self, index: int) -> Image.Image:
         """The image, upright; raises nearly anything where it is damaged."""
         ...
@@ -63,6 +67,9 @@ class FilePictures:
 
     def label(self, index: int) -> int:
         return self.files[index][1]
+
+    def digest(self) -> str:
+        return digest([(path.parent.name, path.name, label) for path, label in self.files], self.channels)
 
     def open(self, index: int) -> Image.Image:
         return image_folder.open_image(self.files[index][0], self.channels)
@@ -86,6 +93,9 @@ class HubPictures:
 
     def label(self, index: int) -> int:
         return int(self.rows[index][self.label_column])
+
+    def digest(self) -> str:
+        return digest(list(self.rows[self.label_column]), self.channels)
 
     def open(self, index: int) -> Image.Image:
         stored = self.rows[index][self.image]
@@ -135,6 +145,10 @@ class PictureFeed:
 
     def __len__(self) -> int:
         return len(self.pictures)
+
+    def digest(self, world: int) -> str:  # noqa: ARG002 - however many processes, the batches are the same
+        """Of names and labels; a folder may have moved."""
+        return digest(self.pictures.digest(), self.size, self.crop, self.interpolation)
 
     def training(self, recipe: Recipe, share: Share, *, seed: int, start: int) -> Iterator[Drawn]:
         decoder = _Decoder(self.pictures, self.size, self.crop, self.interpolation, recipe, seed, self.max_bad + 1)

@@ -28,13 +28,18 @@ def head_of(model: nn.Module) -> nn.Module:
 
 
 class Watched(nn.Module):
-    """A network that also returns what its classifier has read, (N, D)."""
+    """A network that also returns what its classifier has read, (N, D).
+
+    Calling it raises UserError where nothing has gone through that layer.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
         self._read: Tensor | None = None
-        self.hook = head_of(network).register_forward_pre_hook(self._note)
+        head = head_of(network)
+        self.head_name = next(name for name, module in network.named_modules() if module is head)
+        self.hook = head.register_forward_pre_hook(self._note)
 
     def _note(self, _module: nn.Module, inputs: tuple[Any, ...]) -> None:
         self._read = inputs[0]
@@ -42,7 +47,11 @@ class Watched(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.network(x)
         read, self._read = self._read, None
-        assert read is not None
+        if read is None:
+            raise UserError(
+                f"{type(self.network).__name__} does not use what looks like its classifier, {self.head_name}: name the "
+                "right layer by a method get_classifier"
+            )
         return logits, read.flatten(1)
 
 

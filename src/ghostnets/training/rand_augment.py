@@ -33,7 +33,7 @@ def rand_augment(spec: str) -> Callable[[Any, int], Any]:
 
     def changed(image: Any, seed: int) -> Any:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPU's too
             return change(image)
 
     return changed

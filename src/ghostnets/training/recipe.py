@@ -123,6 +123,8 @@ class Recipe:
         if not all(math.isfinite(epoch) and epoch >= 0 for epoch in self.decay_milestones):
             listed = ",".join(f"{epoch:g}" for epoch in self.decay_milestones)
             raise UserError(f"recipe: decay_milestones {listed} must be epochs, from 0 on")
+        if self.sched == "step" and not self.decay_milestones:
+            raise UserError("recipe: sched step needs decay_milestones, such as 82 123")
         if self.warmup_epochs > self.epochs:
             raise UserError(
                 f"recipe: warmup_epochs {self.warmup_epochs:g} must not be more than epochs {self.epochs:g}"

@@ -13,6 +13,7 @@ import random
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -28,7 +29,7 @@ from ghostnets.errors import MissingExtra, UserError
 from ghostnets.training import image_folder
 from ghostnets.training.data import Augment
 from ghostnets.training.draw import seed_of
-from ghostnets.training.feed import Drawn, Share, steps_per_epoch
+from ghostnets.training.feed import Drawn, Share, digest, steps_per_epoch
 from ghostnets.training.pictures import random_box
 from ghostnets.training.rand_augment import rand_augment
 from ghostnets.training.recipe import Recipe
@@ -37,6 +38,12 @@ BUFFER = 2000
 """Samples that a worker keeps to draw the next one from."""
 
 LABEL = "cls"
+
+BLOCK = 512
+"""Bytes; a tar file is made of such blocks, and ends with empty ones (POSIX.1-2017, pax)."""
+
+Read = tuple[Tensor, Tensor, dict[str, str]]
+"""Pixels, labels, and why which samples cannot be used."""
 
 
 def expand(pattern: str) -> tuple[str, ...]:
@@ -75,6 +82,10 @@ class ShardFeed:
     def __len__(self) -> int:
         return self.count
 
+    def digest(self, world: int) -> str:
+        """Which samples come when depends on who reads them."""
+        return digest([Path(shard).name for shard in self.shards], self.count, self.buffer, max(self.workers, 1), world)
+
     def training(self, recipe: Recipe, share: Share, *, seed: int, start: int) -> Iterator[Drawn]:
         """An epoch is as many batches as the samples fill; which samples they hold depends on the number of processes and
         workers, for each of them goes round its own shards.
@@ -104,16 +115,19 @@ class ShardFeed:
                 "readers each: ask for fewer --workers, or cut the set into more shards"
             )
 
-    def _loader(self, stream: _Stream, start: int) -> Iterator[tuple[Tensor, Tensor, dict[str, str]]]:
+    def _loader(self, stream: _Stream, start: int) -> Iterator[Read]:
         """Batches in the order of the steps: a loader starts with worker 0, wherever the run was."""
-        if not self.workers:
-            yield from stream
-            return
-        stream.first = start % self.workers
-        yield from DataLoader(
-            stream, batch_size=None, num_workers=self.workers, worker_init_fn=_one_thread,
-            multiprocessing_context="fork" if hasattr(__import__("os"), "fork") else None,
-        )  # fmt: skip
+        batches: Any = stream
+        if self.workers:
+            stream.first = start % self.workers
+            batches = DataLoader(
+                stream, batch_size=None, num_workers=self.workers, worker_init_fn=_one_thread,
+                multiprocessing_context="fork" if hasattr(__import__("os"), "fork") else None,
+            )  # fmt: skip
+        for batch in batches:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
 
     def _judge(self, broken: dict[str, str]) -> None:
         for name, why in broken.items():
@@ -126,7 +140,7 @@ class ShardFeed:
 
 
 def count_samples(shards: Sequence[str]) -> int:
-    """How many samples there are, by reading the heads of all files once."""
+    """How many samples there are, by reading all shards once."""
     return sum(1 for sample in _samples(shards) if LABEL in sample)
 
 
@@ -134,7 +148,7 @@ def _one_thread(_worker: int) -> None:
     torch.set_num_threads(1)
 
 
-class _Stream(IterableDataset[tuple[Tensor, Tensor, dict[str, str]]]):
+class _Stream(IterableDataset[Read | UserError]):
     """The batches one worker makes of its own shards."""
 
     def __init__(
@@ -145,18 +159,29 @@ class _Stream(IterableDataset[tuple[Tensor, Tensor, dict[str, str]]]):
         self.first = 0
         """The worker whose turn the first batch is."""
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, dict[str, str]]]:
+    def __iter__(self) -> Iterator[Read | UserError]:
+        """Batches, and last what went wrong: raised in a worker, it would arrive with the worker's traceback in it."""
+        try:
+            yield from self._batches()
+        except UserError as error:
+            yield error
+
+    def _batches(self) -> Iterator[Read]:
         info = get_worker_info()
         place, workers = (info.id, info.num_workers) if info is not None else (0, 1)
         worker = (place + self.first) % workers
         own = self.feed.shards[self.share.rank * workers + worker :: self.share.world * workers]
-        done = len(range(worker, self.start, workers))  # batches of this worker before the run stopped
-        samples = self._endless(own) if self.recipe is not None else _samples(own)
-        numbered = islice(enumerate(samples), done * self.batch, None)
+        skip = self.batch * len(range(worker, self.start, workers))  # samples of this worker before the run stopped
+        if self.recipe is None:
+            numbered = enumerate(_samples(own))
+        else:
+            one_pass = sum(1 for _ in _samples(own)) if skip else 0
+            passes, rest = divmod(skip, one_pass) if one_pass else (0, 0)
+            numbered = islice(enumerate(self._endless(own, passes), start=skip - rest), rest, None)
         while drawn := list(islice(numbered, self.batch)):
             yield self._batch(drawn, worker)
 
-    def _batch(self, drawn: Sequence[tuple[int, dict[str, Any]]], worker: int) -> tuple[Tensor, Tensor, dict[str, str]]:
+    def _batch(self, drawn: Sequence[tuple[int, dict[str, Any]]], worker: int) -> Read:
         sound: list[tuple[np.ndarray, int] | None] = []
         broken: dict[str, str] = {}
         for number, sample in drawn:
@@ -176,9 +201,10 @@ class _Stream(IterableDataset[tuple[Tensor, Tensor, dict[str, str]]]):
         pixels = np.stack([image for image, _ in found]) if found else np.zeros(shape, dtype=np.uint8)
         return torch.from_numpy(pixels), torch.tensor([label for _, label in found], dtype=torch.long), broken
 
-    def _endless(self, shards: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """Round and round the shards, in another order every time, through a buffer that samples are drawn from."""
-        epoch = 0
+    def _endless(self, shards: Sequence[str], epoch: int) -> Iterator[dict[str, Any]]:
+        """Round and round the shards from a pass on, in another order every time, through a buffer that samples are drawn
+        from; every pass has all of them.
+        """
         while True:
             numbers = random.Random(seed_of(self.seed, 5, self.share.rank, epoch))  # noqa: S311 - no secret
             order = list(shards)
@@ -228,12 +254,47 @@ def _samples(shards: Sequence[str]) -> Iterator[dict[str, Any]]:
     library = _library()
     for shard in shards:
         try:
-            yield from library.tariterators.tarfile_samples([{"url": shard}])
+            yield from library.tariterators.group_by_keys(_files(shard))
         except Exception as error:  # the library has many kinds, all of them "could not be read"
-            said = " ".join(str(error.args[0] if error.args else error).split())
-            raise UserError(
-                f"{shard} cannot be read as a tar file of samples: {said or type(error).__name__}"
-            ) from error
+            said = getattr(error, "strerror", None) or (error.args[0] if error.args else type(error).__name__)
+            said = " ".join(str(said).partition(" @ ")[0].split())  # behind it, the library tells what it read from
+            raise UserError(f"{shard} cannot be read as a tar file of samples: {said}") from error
+
+
+def _files(shard: str) -> Iterator[dict[str, Any]]:
+    """Every file of the shard. Raises nearly anything where it cannot be read, or is not whole."""
+    library = _library()
+    stream = library.gopen(shard)
+    try:
+        whole = _Whole(stream)
+        yield from library.tariterators.tar_file_expander([{"url": shard, "stream": whole}], eof_value=None)
+        whole.finish()
+        stream.close()  # a command that failed says so here
+    finally:
+        with suppress(Exception):  # a command whose output nobody reads to the end may say anything
+            stream.close()
+
+
+class _Whole:
+    """What a shard is read through, to see whether it ends as a tar file does: the library takes one that was cut off
+    between two files, or in the head of one, for a shorter one.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self.stream, self.head, self.tail = stream, b"", b""
+
+    def read(self, size: int) -> bytes:
+        found = self.stream.read(size)
+        self.head = self.head or found[:BLOCK]
+        self.tail = (self.tail + found)[-BLOCK:]
+        return found
+
+    def finish(self) -> None:
+        """Read the rest. Raises EOFError where the last block is not empty; a compressed file knows its end itself."""
+        while self.read(20 * BLOCK):
+            pass
+        if self.head[257:262] == b"ustar" and self.tail.strip(b"\0"):
+            raise EOFError("unexpected end of data")
 
 
 def _library() -> Any:

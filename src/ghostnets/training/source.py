@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from ghostnets.errors import UserError
@@ -23,9 +24,10 @@ from ghostnets.training.data import (
     load_dataset,
     normalisation,
 )
-from ghostnets.training.feed import Feed, MemoryFeed
+from ghostnets.training.feed import Feed, MemoryFeed, digest
 from ghostnets.training.pictures import FilePictures, HubPictures, PictureFeed, load_hub
 from ghostnets.training.shards import ShardFeed, count_samples, expand
+from ghostnets.training.split import stratified
 
 HUB = "hf:"
 
@@ -52,10 +54,9 @@ class Source:
             augment=self.train.augment,
         )  # fmt: skip
 
-    def fingerprint(self) -> str:
-        """A digest of what a run depends on."""
-        told = (self.name, len(self.train), self.classes, self.input_size, self.mean, self.std)
-        return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+    def fingerprint(self, world: int = 1) -> str:
+        """A digest of what a run in so many processes depends on."""
+        return digest(self.train.digest(world), self.classes, self.input_size, self.mean, self.std)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,9 @@ class Asked:
     channels: int | None = None
     flip: bool | None = None
     hold_out: int = 0
-    """So many of the last training images become the test images instead of the official ones."""
+    """So many training images become the test images instead of the official ones: in memory the last ones, else some of
+    every class.
+    """
     workers: int = 0
     max_bad: int = 0
     train_samples: int | None = None
@@ -86,14 +89,18 @@ def open_source(asked: Asked, told: Callable[[str], None] = lambda _: None) -> S
 
     Raises UserError where they cannot be had.
     """
+    if asked.size is not None and min(asked.size) < 1:
+        raise UserError(f"image size {asked.size[0]}×{asked.size[1]} must be at least 1×1")
+    if asked.channels not in {None, 1, 3}:
+        raise UserError(f"{asked.channels} channels cannot be made from an image: ask for 1 (grey) or 3 (colour)")
     if asked.data in NAMES:
         source = _in_memory(asked)
     elif asked.data.startswith(HUB):
         source = _hub(asked, told)
-    elif ".tar" in asked.data:
-        source = _shards(asked, told)
     elif Path(asked.data).is_dir():
         source = _folder(asked, told)
+    elif ".tar" in asked.data:
+        source = _shards(asked, told)
     else:
         raise UserError(
             f"there is no data set or folder {asked.data!r}: choose {', '.join(NAMES)}, a folder of images, hf:NAME, or "
@@ -148,9 +155,10 @@ def _folder(asked: Asked, told: Callable[[str], None]) -> Source:
     listing = image_folder.listed(Path(asked.data))
     train, test = list(listing.train), list(listing.test)
     if asked.hold_out:
-        by_place = sorted(range(len(train)), key=lambda k: hashlib.sha256(str(k).encode()).digest())  # of every class
-        kept = _kept(len(train), asked.hold_out)
-        train, test = [train[k] for k in sorted(by_place[:kept])], [train[k] for k in sorted(by_place[kept:])]
+        _kept(len(train), asked.hold_out)
+        aside = stratified(np.array([label for _, label in train]), asked.hold_out, seed=0)
+        pairs = list(zip(train, aside.tolist(), strict=True))
+        train, test = [file for file, out in pairs if not out], [file for file, out in pairs if out]
     channels = asked.channels or 3
     parts: list[tuple[str, FilePictures | HubPictures]] = [
         ("training", FilePictures(train, channels)), ("test", FilePictures(test, channels))
@@ -162,14 +170,20 @@ def _hub(asked: Asked, told: Callable[[str], None]) -> Source:
     found, image, label = load_hub(asked.data.removeprefix(HUB))
     if "train" not in found:
         raise UserError(f"{asked.data} has no training images: it has {', '.join(found)}")
-    tested = next((name for name in ("test", "validation", "val", "valid") if name in found), None)
     rows, notes = found["train"], ()
+    labels = _labels(rows, label)
+    if labels.min(initial=0) < 0:
+        raise UserError(f"{asked.data} has training images without a label, so nothing can be learned from them")
+    names = [name for name in ("test", "validation", "val", "valid") if name in found]
+    tested = next((name for name in names if _labels(found[name], label).min(initial=0) >= 0), None)
     if asked.hold_out or tested is None:
         n = asked.hold_out or max(1, len(rows) // 5)
-        kept = _kept(len(rows), n)
-        train, test = rows.select(range(kept)), rows.select(range(kept, len(rows)))
+        _kept(len(rows), n)
+        aside = stratified(labels, n, seed=0)  # these sets are often sorted by class: the last ones may be of one only
+        train, test = rows.select(np.flatnonzero(~aside)), rows.select(np.flatnonzero(aside))
         if not asked.hold_out:
-            notes = (f"{asked.data} has no test split: the last {n} of its {len(rows)} training images became it",)
+            note = f"{asked.data} has no test split with labels: {n} of its {len(rows)} training images, spread over the classes, became it"
+            notes = (note,)
     else:
         train, test = rows, found[tested]
     channels = asked.channels or 3
@@ -177,6 +191,11 @@ def _hub(asked: Asked, told: Callable[[str], None]) -> Source:
         ("training", HubPictures(train, image, label, channels)), ("test", HubPictures(test, image, label, channels))
     ]  # fmt: skip
     return _pictures(asked, told, parts, tuple(rows.features[label].names), notes)
+
+
+def _labels(rows: Any, column: str) -> np.ndarray:
+    """Of a split of the hub; -1 or nothing stands for no label."""
+    return np.array([-1 if label is None else label for label in rows[column][:]], dtype=np.int64)
 
 
 def _shards(asked: Asked, told: Callable[[str], None]) -> Source:

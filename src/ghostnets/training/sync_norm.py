@@ -17,14 +17,14 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride] - the other's name for x
         if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
             return super().forward(x)
-        wide = x.float()
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
         total = _summed(wide.new_tensor([x.numel() / x.shape[1]]))
         mean = _summed(wide.sum((0, 2, 3))) / total
         variance = _summed((wide - mean[:, None, None]).square().sum((0, 2, 3))) / total
         self._remember(mean.detach(), variance.detach() * (total / (total - 1)))
-        factor, offset = (variance + self.eps).rsqrt(), torch.zeros_like(mean)
-        if self.affine:
-            factor, offset = factor * self.weight, self.bias
+        learned = dict(self.named_parameters(recurse=False))  # both, none, or the weight alone
+        factor = (variance + self.eps).rsqrt() * learned.get("weight", 1)
+        offset = learned.get("bias", torch.zeros_like(mean))
         return torch.addcmul((offset - mean * factor)[:, None, None], wide, factor[:, None, None]).to(x.dtype)
 
     def _remember(self, mean: Tensor, variance: Tensor) -> None:
@@ -32,8 +32,8 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
             return
         self.num_batches_tracked.add_(1)
         share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean, share)
-        self.running_var.lerp_(variance, share)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), share)
 
 
 class _AllReduce(torch.autograd.Function):
@@ -61,15 +61,20 @@ def _summed(x: Tensor) -> Tensor:
 def synchronised(model: nn.Module) -> nn.Module:
     """A copy whose two-dimensional batch norms see the whole batch; parameters keep their names."""
     out = copy.deepcopy(model)
-    made: dict[nn.Module, nn.Module] = {}  # a norm may be shared
-    for parent in list(out.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is nn.BatchNorm2d:
-                setattr(parent, name, made.setdefault(child, _synchronised(child)))
+    made: dict[nn.Module, nn.Module] = {}
+    for name, module in list(out.named_modules(remove_duplicate=False)):  # a norm may have several names
+        if type(module) is nn.BatchNorm2d:
+            made.setdefault(module, _synchronised(module))
+            if not name:
+                return made[module]
+            out.set_submodule(name, made[module])
     return out
 
 
 def _synchronised(norm: nn.BatchNorm2d) -> SyncBatchNorm2d:
+    """With the very tensors of ``norm``: their device, precision, and whether they learn."""
     made = SyncBatchNorm2d(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-    made.load_state_dict(norm.state_dict())
+    made.weight, made.bias = norm.weight, norm.bias
+    made.running_mean, made.running_var = norm.running_mean, norm.running_var
+    made.num_batches_tracked = norm.num_batches_tracked
     return made.train(norm.training)

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A training run as a function: trackers, options of networks, teachers, folders that are not the run's."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import ghostnets
+from ghostnets.errors import MissingExtra, UserError
+from ghostnets.trainer import TrainRequest, asked, make_accelerator, read_request, train
+from ghostnets.training.recipe import Recipe, load_recipe
+from ghostnets.training.source import open_source
+
+RECIPE = Recipe(epochs=0.2, batch_size=64, lr=0.01)
+REQUEST = TrainRequest(model="resnet20", data="digits", recipe=RECIPE)
+
+
+def test_a_request_survives_its_file(tmp_path: Path) -> None:
+    asked_for = replace(
+        REQUEST, model_kwargs={"drop_rate": 0.1}, mean=(0.25,), std=(0.5,), input_size=(16, 16), hold_out=100, seed=4,
+        recipe=load_recipe("cifar10-paper", {"epochs": 0.1, "warmup_epochs": 0.0}),
+    )  # fmt: skip
+    train(asked_for, tmp_path / "run", max_steps=1)
+    assert read_request(tmp_path / "run") == asked_for
+
+
+def test_the_seed_decides_everything(tmp_path: Path) -> None:
+    weights = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        torch.manual_seed(seed + len(weights))  # what the caller has drawn before makes no difference
+        before = torch.random.get_rng_state()
+        train(replace(REQUEST, seed=seed), tmp_path / name)
+        assert torch.equal(torch.random.get_rng_state(), before)
+        weights.append((tmp_path / name / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1] != weights[2]
+
+
+def test_options_of_the_network_are_kept(tmp_path: Path) -> None:
+    request = replace(REQUEST, model="ghost_resnet20", model_kwargs={"ratio": 4, "cheap_size": 1})
+    train(request, tmp_path / "run")
+    again = ghostnets.from_pretrained(tmp_path / "run")
+    wanted = ghostnets.create_model("ghost_resnet20", in_chans=1, ratio=4, cheap_size=1)
+    assert {n: t.shape for n, t in again.state_dict().items()} == {n: t.shape for n, t in wanted.state_dict().items()}
+
+
+def test_a_tracker_hears_every_epoch(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="needs the extra tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    record = train(replace(REQUEST, recipe=replace(RECIPE, epochs=2)), tmp_path / "run", tracker="tensorboard")
+    assert record is not None
+    file = min((tmp_path / "run").rglob("events.out.*"), key=lambda path: len(path.parts))  # a deeper one has the knobs
+    events = EventAccumulator(str(file.parent)).Reload()
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx([row["loss"] for row in record.history])
+    assert events.Scalars("test/top1")[0].value == pytest.approx(record.quality.top1)
+
+
+def test_a_tracker_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import accelerate.tracking
+
+    monkeypatch.setattr(accelerate.tracking, "get_available_trackers", list)
+    with pytest.raises(MissingExtra, match=r"pip install 'ghostnets\[wandb\]'"):
+        make_accelerator(RECIPE, "wandb", tmp_path)
+
+
+def test_the_average_is_what_is_kept(tmp_path: Path) -> None:
+    recipe = replace(RECIPE, epochs=0.5, model_ema_decay=1.0)  # never forgets more than the early warm-up lets it
+    train(replace(REQUEST, recipe=recipe), tmp_path / "run")
+    from ghostnets.training.checkpoint import checkpoints, read_checkpoint
+
+    state = read_checkpoint(checkpoints(tmp_path / "run" / "checkpoints")[0])
+    kept = load_file(tmp_path / "run" / "model.safetensors")
+    assert all(torch.equal(kept[name], tensor) for name, tensor in state["average"].items())
+    assert any(not torch.equal(kept[n.removeprefix("network.")], t) for n, t in state["pupil"].items())
+
+
+def test_a_teacher_of_other_classes_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True)
+        for k in range(4):
+            (folder / name / f"{k}.png").write_bytes(b"")
+    request = TrainRequest(
+        model="resnet20", data=str(folder), recipe=replace(RECIPE, batch_size=2, kd_model="resnet20.digits")
+    )
+    with pytest.raises(UserError, match="tells 10 classes apart, and the images have 2"):
+        train(request, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
+    train(REQUEST, tmp_path / "run", max_steps=1)
+    with pytest.raises(UserError, match="holds a run already: go on with --resume"):
+        train(REQUEST, tmp_path / "run")
+    with pytest.raises(UserError, match="holds a run with another seed: go on with"):
+        train(replace(REQUEST, seed=9), tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("change", [{"workers": -1}, {"max_bad": -1}, {"hold_out": -1}, {"seed": 2**32}])
+def test_figures_that_cannot_be_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=str(next(iter(change.values())))):
+        replace(REQUEST, **change)
+
+
+def test_what_the_log_says_is_json_with_times(tmp_path: Path) -> None:
+    heard: list[dict[str, Any]] = []
+    train(replace(REQUEST, recipe=replace(RECIPE, epochs=1)), tmp_path / "run", log=heard.append)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "run.jsonl").read_text().splitlines()]
+    assert lines == json.loads(json.dumps(heard))
+    assert [line["event"] for line in lines] == ["epoch", "end"]
+    assert all("time" in line for line in lines)
+
+
+def test_images_are_asked_for_as_the_request_says() -> None:
+    source = open_source(asked(replace(REQUEST, input_size=(16, 16), mean=(0.5,), std=(0.5,), hold_out=37)))
+    assert (source.input_size, source.mean, source.std) == ((1, 16, 16), (0.5,), (0.5,))
+    assert len(source.test) == 37
