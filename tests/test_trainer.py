@@ -95,6 +95,27 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_a_teacher_may_come_from_a_file_and_must_fit(tmp_path: Path) -> None:
+    teacher = f"{Path(__file__).with_name('tiny.py')}:build"
+    request = replace(REQUEST, recipe=replace(RECIPE, kd_model=teacher, kd_features=0.5))
+    assert train(request, tmp_path / "run") is not None
+    with pytest.raises(UserError, match="does not take images of 32×32 with 3 channels"):
+        train(replace(request, in_chans=3), tmp_path / "other")
+
+
+@pytest.mark.slow
+def test_a_compiled_run_comes_to_the_same_network(tmp_path: Path) -> None:
+    compiled, plain = (
+        train(replace(REQUEST, recipe=replace(RECIPE, compile=c, momentum=0.0)), tmp_path / str(c))
+        for c in (True, False)
+    )
+    assert compiled is not None
+    assert plain is not None
+    assert compiled.history[-1]["loss"] == pytest.approx(plain.history[-1]["loss"], rel=1e-3)
+    names = load_file(tmp_path / "True" / "model.safetensors").keys()
+    assert names == load_file(tmp_path / "False" / "model.safetensors").keys()
+
+
 def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     train(REQUEST, tmp_path / "run", max_steps=1)
     with pytest.raises(UserError, match="holds a run already: go on with --resume"):
@@ -122,3 +143,13 @@ def test_images_are_asked_for_as_the_request_says() -> None:
     source = open_source(asked(replace(REQUEST, input_size=(16, 16), mean=(0.5,), std=(0.5,), hold_out=37)))
     assert (source.input_size, source.mean, source.std) == ((1, 16, 16), (0.5,), (0.5,))
     assert len(source.test) == 37
+
+
+def test_to_stop_at_the_last_step_is_to_finish(tmp_path: Path) -> None:
+    recipe = replace(RECIPE, epochs=0.5)
+    steps = round(0.5 * (1437 // 64))
+    assert train(replace(REQUEST, recipe=recipe), tmp_path / "a", max_steps=steps - 1) is None
+    assert not (tmp_path / "a" / "train.json").exists()
+    record = train(replace(REQUEST, recipe=recipe), tmp_path / "b", max_steps=steps)
+    assert record is not None
+    assert record.history[-1]["step"] == steps

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from ghostnets.pretrained import build, is_file, save_pretrained
 from ghostnets.records import SCHEMA, from_json, read_json, to_json, write_json, write_text
 from ghostnets.training.checkpoint import checkpoints
 from ghostnets.training.feed import Share
-from ghostnets.training.loop import CHECKPOINT_SECONDS, CHECKPOINTS, Progress, Run, assess, check_shares
+from ghostnets.training.loop import CHECKPOINT_SECONDS, CHECKPOINTS, Progress, Run, Trained, assess, check_shares
 from ghostnets.training.loop import train as run_loop
 from ghostnets.training.recipe import Recipe, as_yaml
 from ghostnets.training.source import Asked, Source, open_source
@@ -119,65 +119,59 @@ def train(
 
     Raises UserError where anything asked for does not fit or the folder holds something else.
     """
-    with torch.random.fork_rng(devices=[]):
-        accelerator = make_accelerator(request.recipe, tracker, Path(out))
-        return _train(request, Path(out), accelerator, resume, tracker, max_steps, checkpoint_seconds, log, progress)
+    out = Path(out)
+    accelerator = make_accelerator(request.recipe, tracker, out)
+    say = _Log(out, log, accelerator, tracked=tracker is not None)
+    with torch.random.fork_rng(devices=[]):  # the caller's generator stays where it is
+        run, model = _prepared(request, out, accelerator, say, resume=resume)
+        if tracker is not None:
+            accelerator.init_trackers(out.resolve().name, config=_flat(request.recipe))
+        run = replace(run, max_steps=max_steps, checkpoint_seconds=checkpoint_seconds, progress=progress)
+        done = run_loop(model, request.recipe, run, accelerator)
+        if not done.finished:
+            say({"event": "stop", "step": max_steps})
+            return None
+        share = Share(accelerator.process_index, accelerator.num_processes)
+        quality = assess(done.model.to(accelerator.device), run.source, accelerator, share)
+    record = _record(request, run.source, done, quality)
+    if accelerator.is_main_process:
+        own = request.model if is_file(request.model) else None
+        save_pretrained(done.model.cpu(), out, dataset=run.source.described(), source=own)
+        write_json(out / RECORD, record)
+    say({"event": "end", "top1": quality.top1, "nll": quality.nll, "seconds": done.seconds})
+    if tracker is not None:
+        accelerator.end_training()
+    return record
 
 
-def _train(
-    request: TrainRequest, out: Path, accelerator: Accelerator, resume: bool, tracker: str | None,  # noqa: FBT001 - as above
-    max_steps: int | None, checkpoint_seconds: float, log: Callable[[dict[str, Any]], None], progress: Progress,
-) -> TrainRecord | None:  # fmt: skip
-    recipe = request.recipe
-    say = _Log(out, log, accelerator.is_main_process)
-    with accelerator.main_process_first():
+def _prepared(
+    request: TrainRequest, out: Path, accelerator: Accelerator, say: _Log, *, resume: bool
+) -> tuple[Run, nn.Module]:
+    """What the loop needs, and the folder with what was asked in it: written once nothing more can be refused."""
+    with accelerator.main_process_first():  # which downloads what the others find
         if accelerator.is_main_process:
             _take(out, request, resume=resume)
         source = open_source(asked(request), told=lambda text: say({"event": "note", "text": text}))
     for note in source.notes:
         say({"event": "note", "text": note})
-    check_shares(len(source.train), recipe, accelerator.num_processes)
+    check_shares(len(source.train), request.recipe, accelerator.num_processes)
     model = network(request, source)
-    teacher = teacher_of(recipe, source)
+    teacher = teacher_of(request.recipe, source)
     if accelerator.is_main_process:
         write_json(out / REQUEST, request)
-        write_text(out / RECIPE, as_yaml(recipe))
-    if tracker is not None:
-        accelerator.init_trackers(out.resolve().name, config=_flat(recipe))
+        write_text(out / RECIPE, as_yaml(request.recipe))
+    watch = request.hold_out > 0
+    return Run(source=source, folder=out, seed=request.seed, teacher=teacher, watch=watch, log=say), model
 
-    def heard(event: dict[str, Any]) -> None:
-        say(event)
-        if tracker is not None and event["event"] == "epoch":
-            figures = {key: value for key, value in event.items() if isinstance(value, int | float)}
-            accelerator.log(figures, step=event["step"])
 
-    run = Run(
-        source=source, folder=out, seed=request.seed, teacher=teacher, watch=request.hold_out > 0, log=heard,
-        max_steps=max_steps, checkpoint_seconds=checkpoint_seconds, progress=progress,
-    )  # fmt: skip
-    done = run_loop(model, recipe, run, accelerator)
-    if max_steps is not None and round(done.epochs * (len(source.train) // recipe.batch_size)) >= max_steps:
-        say({"event": "stop", "step": max_steps})
-        return None
-    share = Share(accelerator.process_index, accelerator.num_processes)
-    quality = assess(done.model.to(accelerator.device), source, accelerator, share)
-    trained = done.model.cpu()
-    record = TrainRecord(
-        model=request.model, data=request.data, recipe=as_yaml(recipe), seed=request.seed,
-        params=total_params(trained), macs=total_macs(trained, torch.zeros(1, *source.input_size)), epochs=done.epochs, seconds=done.seconds,
-        images_per_second=done.epochs * len(source.train) / max(done.seconds, 1e-9), quality=quality,
+def _record(request: TrainRequest, source: Source, done: Trained, quality: Quality) -> TrainRecord:
+    model = done.model.cpu()
+    return TrainRecord(
+        model=request.model, data=request.data, recipe=as_yaml(request.recipe), seed=request.seed,
+        params=total_params(model), macs=total_macs(model, torch.zeros(1, *source.input_size)), epochs=done.epochs,
+        seconds=done.seconds, images_per_second=done.history[-1]["images_per_second"], quality=quality,
         held_out=request.hold_out > 0, history=done.history, environment=environment(),
     )  # fmt: skip
-    if accelerator.is_main_process:
-        save_pretrained(
-            trained, out, dataset=source.described(), source=request.model if is_file(request.model) else None
-        )
-        write_json(out / RECORD, record)
-    say({"event": "end", "top1": quality.top1, "seconds": done.seconds})
-    if tracker is not None:
-        accelerator.log({"test/top1": quality.top1, "test/nll": quality.nll})
-        accelerator.end_training()
-    return record
 
 
 def make_accelerator(recipe: Recipe, tracker: str | None = None, out: Path | None = None) -> Accelerator:
@@ -233,6 +227,10 @@ def teacher_of(recipe: Recipe, source: Source) -> nn.Module | None:
     """The recipe's teacher, if it names one. Raises UserError where it is for other images or classes."""
     if recipe.kd_model is None:
         return None
+    if is_file(recipe.kd_model):  # the user's own, weights and all; what images it is for is for the user to know
+        own = build(recipe.kd_model)
+        _fits(own, source)
+        return own
     known = load_classifier(recipe.kd_model)
     if len(known.classes) != len(source.classes):
         raise UserError(
@@ -298,13 +296,19 @@ def _flat(recipe: Recipe) -> dict[str, Any]:
 
 
 class _Log:
-    """``run.jsonl`` and whoever listens; only the first process of a run speaks."""
+    """``run.jsonl``, the tracker, and whoever listens; only the first process of a run speaks."""
 
-    def __init__(self, out: Path, listen: Callable[[dict[str, Any]], None], speaks: bool) -> None:  # noqa: FBT001
-        self.path, self.listen, self.speaks = out / LOG, listen, speaks
+    def __init__(
+        self, out: Path, listen: Callable[[dict[str, Any]], None], accelerator: Accelerator, *, tracked: bool
+    ) -> None:
+        self.path, self.listen, self.accelerator, self.tracked = out / LOG, listen, accelerator, tracked
 
     def __call__(self, event: Mapping[str, Any]) -> None:
-        if not self.speaks:
+        if self.tracked and event["event"] in {"epoch", "end"}:
+            prefix = "test/" if event["event"] == "end" else ""
+            figures = {f"{prefix}{key}": value for key, value in event.items() if isinstance(value, int | float)}
+            self.accelerator.log(figures, step=event.get("step"))
+        if not self.accelerator.is_main_process:
             return
         line = {"time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"), **event}
         if self.path.parent.is_dir():

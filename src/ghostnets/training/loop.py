@@ -42,6 +42,7 @@ from ghostnets.training.sync_norm import synchronised
 
 CHECKPOINTS = "checkpoints"
 CHECKPOINT_SECONDS = 60.0
+TEST_BATCH = 250
 
 Progress = Callable[[str, int, int], None]
 """Told what is going on, how much of it is done, and of how much."""
@@ -52,6 +53,8 @@ class Trained:
     """``model`` is the average where the recipe asks for one; ``seconds`` count interrupted runs too."""
 
     model: nn.Module
+    finished: bool
+    """Or stopped at the ``max_steps`` of the run."""
     epochs: float
     seconds: float
     history: tuple[dict[str, Any], ...]
@@ -253,7 +256,7 @@ class _Loop:
         }
         self.losses = []
         if self.run.watch:
-            found = assess(self._result(), self.run.source, self.accelerator, self.share)
+            found = assess(self._result(), self.run.source, self.accelerator, self.share, precise=False)
             row |= {"top1": found.top1, "nll": found.nll}
         row |= {
             "images_per_second": round(self.step_count * self.recipe.batch_size / max(self.seconds, 1e-9), 1),
@@ -330,20 +333,22 @@ class _Loop:
         model = copy.deepcopy(self.given)  # with plain norms, and without a hook
         model.load_state_dict({name: tensor.cpu() for name, tensor in self._result().state_dict().items()})
         return Trained(
-            model=model.eval(), epochs=self.step_count / self.steps, seconds=self.seconds,
+            model=model.eval(), finished=self.step_count >= self.total, epochs=self.step_count / self.steps, seconds=self.seconds,
             history=tuple(self.history),
         )  # fmt: skip
 
 
 def assess(
-    network: nn.Module, source: Source, accelerator: Accelerator, share: Share, batch_size: int = 250
+    network: nn.Module, source: Source, accelerator: Accelerator, share: Share, *, precise: bool = True
 ) -> Quality:
-    """The figures of ``network`` over all test images, each process taking its share of them."""
+    """The figures of ``network`` over all test images, each process taking its share of them; in float32, or where
+    that is not asked for in the precision it trains in.
+    """
     tally = Tally(len(source.classes))
     with evaluating(network), torch.no_grad():
-        for pixels, labels in source.test.testing(batch_size, share):
+        for pixels, labels in source.test.testing(TEST_BATCH, share):
             x = normalise(pixels, source.mean, source.std).to(accelerator.device)
-            with accelerator.autocast():
+            with nullcontext() if precise else accelerator.autocast():
                 tally.add_(network(x), labels)
     if share.world > 1:
         tally.take_(accelerator.reduce(tally.vector().to(accelerator.device), reduction="sum"))  # pyright: ignore[reportArgumentType]

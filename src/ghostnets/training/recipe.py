@@ -93,7 +93,7 @@ class Recipe:
     """Of the weights' moving average, a step; what is returned is the average then."""
 
     kd_model: str | None = None
-    """The teacher: a folder, or a network that comes trained."""
+    """The teacher: a folder, a network that comes trained, or file.py:factory (the file is run)."""
     kd_alpha: float = 0.5
     """Share of the loss that the teacher's answers are."""
     kd_temperature: float = 4.0
