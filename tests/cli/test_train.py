@@ -28,7 +28,7 @@ QUICK = [
     "train", f"{NET}:build", "--data", "digits", "--input-size", "16,16", "--recipe", "cifar10-fast",
     "--warmup-epochs", "0.5", "--lr", "0.05", "--batch-size", "64", "--amp-dtype", "float32", "--threads", "1",
 ]  # fmt: skip
-SHORT, LONG = [*QUICK, "--epochs", "2"], [*QUICK, "--epochs", "12"]
+SHORT, LONG = [*QUICK, "--epochs", "2"], [*QUICK, "--epochs", "40"]
 
 
 def run(folder: Path, *words: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
@@ -104,7 +104,7 @@ def test_a_run_stopped_by_ctrl_c_goes_on_to_the_same_end(tmp_path: Path) -> None
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
-            if line.startswith("epoch 3"):
+            if line.startswith("epoch 3,"):
                 break
         time.sleep(0.1)
         process.send_signal(signal.SIGINT)
