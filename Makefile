@@ -24,7 +24,7 @@ demo: $(VENV)/.core ## upgrade the embedded network on the embedded digits: a ta
 	$(BIN)/ghostnets upgrade --out build/demo
 
 test: $(VENV)/.test ## every test that needs neither a GPU nor the network
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n logical --dist worksteal $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev ## ruff, lint and format
 	$(BIN)/ruff check .

@@ -41,7 +41,12 @@ _KEPT_ALIVE = _declare_torchvision_operators()  # the declarations go when the l
 
 hypothesis.settings.register_profile("ghostnets", deadline=None)  # the first call into torch is slow
 hypothesis.settings.load_profile("ghostnets")
-torch.set_num_threads(2)
+
+# Workers of pytest-xdist share the cores, and two thread pools that wait for each other are slower than none: one thread
+# a worker, in the processes that tests start too.
+THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
+torch.set_num_threads(THREADS)
+os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

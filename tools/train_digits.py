@@ -76,7 +76,9 @@ def train(digits: Dataset, *, seed: int, say: Callable[[str], None]) -> nn.Modul
     for epoch in range(EPOCHS):
         total = 0.0
         for pixels, labels in batches(digits.train, batch_size=BATCH_SIZE, seed=seed, epoch=epoch, drop_last=True):
-            moved = random_crop_flip(pixels, padding=PADDING, flip=False, draw=whole(generator(seed, 1, step), len(pixels)))
+            moved = random_crop_flip(
+                pixels, padding=PADDING, flip=False, draw=whole(generator(seed, 1, step), len(pixels))
+            )
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 logits = model(normalise(moved, digits.mean, digits.std))
             loss = F.cross_entropy(logits.float(), labels, label_smoothing=SMOOTHING)

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ QUICK = [
     "train", f"{NET}:build", "--data", "digits", "--input-size", "16,16", "--recipe", "cifar10-fast",
     "--warmup-epochs", "0.5", "--lr", "0.05", "--batch-size", "64", "--amp-dtype", "float32", "--threads", "1",
 ]  # fmt: skip
-SHORT, LONG = [*QUICK, "--epochs", "2"], [*QUICK, "--epochs", "40"]
+SHORT, LONG = [*QUICK, "--epochs", "2"], [*QUICK, "--epochs", "12"]
 
 
 def run(folder: Path, *words: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
@@ -101,7 +102,14 @@ def test_a_run_stopped_by_ctrl_c_goes_on_to_the_same_end(tmp_path: Path) -> None
     whole = run(tmp_path, *LONG, "--out", "whole")
     assert whole.returncode == 0, whole.stderr
     command = [*COMMAND, *LONG, "--out", "cut"]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+    listening = partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    with subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: listening() and None,  # noqa: PLW1509
+    ) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if line.startswith("epoch 3,"):

@@ -101,7 +101,7 @@ def test_the_papers_rates_fall_after_32k_and_48k_steps() -> None:
     st.floats(0, 1),
     st.floats(0, 1),
     st.floats(0, 1),
-    st.lists(st.floats(0, 300), max_size=4),
+    st.lists(st.floats(0, 300), min_size=1, max_size=4),
 )
 def test_the_rate_never_leaves_its_bounds_and_only_falls_behind_the_warm_up(
     sched: Any, epochs: float, warm: float, start: float, peak: float, low: float, milestones: list[float]
