@@ -104,6 +104,7 @@ def test_a_teacher_may_come_from_a_file_and_must_fit(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside torch's compiler
 def test_a_compiled_run_comes_to_the_same_network(tmp_path: Path) -> None:
     compiled, plain = (
         train(replace(REQUEST, recipe=replace(RECIPE, compile=c, momentum=0.0)), tmp_path / str(c))

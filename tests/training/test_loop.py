@@ -180,9 +180,9 @@ def test_a_finished_run_is_not_run_again(network: nn.Module, source: Source, tmp
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"recipe": replace(PLAIN, lr=0.2)}, "holds a run with another recipe"),
-        ({"seed": 1}, r"another seed \(0, not 1\)"),
-        ({"network": nn.Sequential(nn.Flatten(), nn.Linear(108, 3))}, "another network"),
+        ({"recipe": replace(PLAIN, lr=0.2)}, r"holds another run \(lr 0\.1, not 0\.2\)"),
+        ({"seed": 1}, r"another run \(seed 0, not 1\)"),
+        ({"network": nn.Sequential(nn.Flatten(), nn.Linear(108, 3))}, r"another run \(network \w+, not \w+\)"),
     ],
 )
 def test_another_run_is_not_gone_on_with(

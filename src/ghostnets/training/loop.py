@@ -11,7 +11,7 @@ import copy
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from ghostnets.errors import UserError
 from ghostnets.measure.memory import peak_mib
 from ghostnets.measure.modes import evaluating
 from ghostnets.measure.quality import Quality, Tally
+from ghostnets.records import to_json
 from ghostnets.training.average import Average
 from ghostnets.training.batch import Batcher
 from ghostnets.training.checkpoint import checkpoints, latest, save_checkpoint
@@ -35,7 +36,7 @@ from ghostnets.training.history import write_history
 from ghostnets.training.losses import cross_entropy, distillation, feature_error
 from ghostnets.training.optimizer import make_optimizer, parameter_groups
 from ghostnets.training.pupil import Pupil, Watched, head_of, widths
-from ghostnets.training.recipe import Recipe, as_yaml
+from ghostnets.training.recipe import Recipe
 from ghostnets.training.schedule import rate
 from ghostnets.training.source import Source
 from ghostnets.training.sync_norm import synchronised
@@ -112,6 +113,11 @@ def check_shares(images: int, recipe: Recipe, processes: int) -> None:
     steps_per_epoch(images, recipe.batch_size)
 
 
+def differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """Every setting that is not the same, with both values."""
+    return [f"{key} {there.get(key)}, not {value}" for key, value in asked.items() if there.get(key) != value]
+
+
 class _Loop:
     """One run: what it is made of, and what it has come to."""
 
@@ -172,7 +178,8 @@ class _Loop:
         recipe = self.recipe
         epoch = self.step_count / self.steps
         torch.manual_seed(seed_of(self.run.seed, 2, self.step_count, self.share.rank))
-        self._set_modes(epoch)
+        if recipe.head_epochs:
+            self._set_modes(epoch)
         x, wanted = self.batcher(drawn)
         for group in self.optimizer.param_groups:
             frozen = epoch < recipe.head_epochs and not group["head"]
@@ -297,11 +304,10 @@ class _Loop:
             self.run.log({"event": "note", "text": f"{sentence}; going on from the one before it"})
         if state is None:
             return
-        if state["run"] != self.identity():
-            odd = next(key for key, value in self.identity().items() if state["run"].get(key) != value)
+        if odd := differences(state["run"], self.identity()):
             raise UserError(
-                f"{self.run.folder} holds a run with another {odd} ({state['run'].get(odd)}, not {self.identity()[odd]}): "
-                "go on with what was asked there, or choose another folder"
+                f"{self.run.folder} holds another run ({'; '.join(odd)}): go on with what was asked there, or choose "
+                "another folder"
             )
         self.pupil.load_state_dict(state["pupil"])
         if self.average is not None:
@@ -320,7 +326,7 @@ class _Loop:
         """What must be the same for a run to be gone on with."""
         shapes = {name: tuple(tensor.shape) for name, tensor in self.network.state_dict().items()}
         return {
-            "recipe": as_yaml(self.recipe), "network": hashlib.sha256(repr(shapes).encode()).hexdigest()[:16],
+            **to_json(self.recipe), "network": hashlib.sha256(repr(shapes).encode()).hexdigest()[:16],
             "data": self.run.source.fingerprint(self.share.world), "seed": self.run.seed,
         }  # fmt: skip
 
