@@ -123,7 +123,8 @@ def train(
 
     def progress(what: str, done: int, total: int) -> None:
         check()
-        tell(what, done, total)
+        if _first_process():
+            tell(what, done, total)
 
     try:
         with watching(console) as tell, interrupts() as check:
