@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import resource
 import statistics
 import time
 from collections import defaultdict
@@ -30,6 +29,7 @@ from torch import Tensor, nn
 
 from ghostnets.measure.accuracy import top1
 from ghostnets.measure.latency import environment
+from ghostnets.measure.memory import peak_mib
 from ghostnets.models.catalog import create_model
 from ghostnets.records import Budget, Plan, from_json, read_json, write_json
 from ghostnets.training.data import Dataset, Images, hold_out, load_dataset, normalise
@@ -149,7 +149,7 @@ class Run:
             "top1": accuracy(student, self.dataset, self.dataset.test),
             "held_out_top1": accuracy(student, self.dataset, self.held_out),
             "seconds": self.seconds, "epochs": epochs, "macs": decided.macs_after, "params": decided.params_after,
-            "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, **more,
+            "peak_mib": peak_mib(), **more,
             "environment": environment(),
         }  # fmt: skip
         print({k: v for k, v in line.items() if k != "environment"}, flush=True)

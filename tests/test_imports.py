@@ -28,7 +28,7 @@ BELOW: dict[str, set[str]] = {
     "blocks": {"errors"},
     "models": {"errors", "blocks", "download"},
     "measure": {"errors", "records"},
-    "training": {"errors", "records", "measure", "progress", "download"},
+    "training": {"errors", "records", "blocks", "measure", "progress", "download"},
     "upgrading": {"errors", "records", "blocks", "measure", "training"},
     "deploy": {"errors", "records", "blocks", "measure"},
     "report": {"errors", "records"},

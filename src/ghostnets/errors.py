@@ -2,6 +2,11 @@
 """The exceptions of ghostnets: one tree, so that one place can turn them into exit codes."""
 
 
+def first_line(error: Exception) -> str:
+    """Of what another library's error says; its kind, where it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 class GhostnetsError(Exception):
     """Anything ghostnets raises on purpose."""
 

@@ -69,8 +69,7 @@ class Request:
             raise UserError(
                 "epochs and minutes are those of a recovery, and recover none asks for none: leave them out"
             )
-        if not 0 <= self.seed < SEEDS:
-            raise UserError(f"seed {self.seed} must be at least 0 and below 2^32")
+        check_seed(self.seed)
         if self.calibration_images < 1:
             raise UserError(f"calibration images {self.calibration_images} must be at least 1")
 
@@ -124,7 +123,7 @@ class Folder:
 
     def log(self, event: Event) -> None:
         """Append a line to ``run.jsonl``, with the time."""
-        line = {"time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"), **event}
+        line = stamped(event)
         append_line(self / LOG, json.dumps(line))
         self._listen(line)
 
@@ -171,6 +170,17 @@ def differences(asked: Request, there: Request) -> list[str]:
                 else f"{f.name.replace('_', ' ')} {_said(one)}, not {_said(other)}"
             )
     return found
+
+
+def check_seed(seed: int) -> None:
+    """Raises UserError where no library would take the seed."""
+    if not 0 <= seed < SEEDS:
+        raise UserError(f"seed {seed} must be at least 0 and below 2^32")
+
+
+def stamped(event: Mapping[str, Any]) -> Event:
+    """The event with the time."""
+    return {"time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"), **event}
 
 
 def append_line(path: Path, line: str) -> None:

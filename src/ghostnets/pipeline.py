@@ -73,9 +73,6 @@ COMPARED = 64
 SMALL, SMALL_EPOCHS = 10_000, 4
 """So few training images are recovered on for so many epochs, where nothing was asked; more take the recovery's time."""
 
-SAMPLED = 500
-"""Images that tell a data set from another one."""
-
 StepName = Literal["closed form", "blocks", "distil"]
 
 
@@ -455,8 +452,5 @@ def _plain(model: nn.Module) -> dict[str, Tensor]:
 def _fingerprint(dataset: Dataset) -> str:
     digest = hashlib.sha256(repr((dataset.mean, dataset.std, dataset.classes, dataset.augment)).encode())
     for images in (dataset.train, dataset.test):
-        digest.update(repr(tuple(images.pixels.shape)).encode())
-        digest.update(images.pixels[:: max(1, len(images) // SAMPLED)].numpy().tobytes())
-        if images.labels is not None:
-            digest.update(images.labels.numpy().tobytes())
+        images.feed_(digest)
     return digest.hexdigest()

@@ -7,7 +7,6 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from ghostnets.errors import MissingExtra, UserError
-from ghostnets.folder import SEEDS, append_line
+from ghostnets.errors import MissingExtra, UserError, first_line
+from ghostnets.folder import append_line, check_seed, stamped
 from ghostnets.hub import CONFIG
 from ghostnets.measure.cost import total_macs, total_params
 from ghostnets.measure.latency import environment
@@ -71,8 +70,7 @@ class TrainRequest:
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < SEEDS:
-            raise UserError(f"seed {self.seed} must be at least 0 and below 2^32")
+        check_seed(self.seed)
         for name in ("workers", "max_bad", "hold_out"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} {getattr(self, name)} must not be negative")
@@ -257,7 +255,7 @@ def _fits(model: nn.Module, source: Source) -> None:
         with evaluating(model), torch.no_grad():
             logits: Any = model(torch.zeros(1, *source.input_size))
     except (RuntimeError, ValueError) as error:
-        said = str(error).strip().partition("\n")[0]
+        said = first_line(error)
         channels, height, width = source.input_size
         raise UserError(
             f"the network does not take images of {height}×{width} with {channels} channels: {said}"
@@ -310,7 +308,7 @@ class _Log:
             self.accelerator.log(figures, step=event.get("step"))
         if not self.accelerator.is_main_process:
             return
-        line = {"time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"), **event}
+        line = stamped(event)
         if self.path.parent.is_dir():
             append_line(self.path, json.dumps(line))
         self.listen(line)

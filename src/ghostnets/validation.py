@@ -12,8 +12,7 @@ from torch import nn
 
 from ghostnets.errors import UserError
 from ghostnets.hub import is_repository
-from ghostnets.measure.modes import evaluating
-from ghostnets.measure.quality import Quality, Tally
+from ghostnets.measure.quality import Quality, tally
 from ghostnets.models.catalog import TRAINED
 from ghostnets.models.weights import load_weights
 from ghostnets.prediction import Classifier, load_classifier
@@ -66,15 +65,12 @@ def figures(model: nn.Module, source: Source, batch_size: int) -> Quality:
     """Of a network over all test images. It runs on the GPU where there is one, in evaluation mode, and is left as it was."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     fast = torch.device("cuda") if torch.cuda.is_available() else device
-    tally = Tally(len(source.classes))
+    tested = source.test.testing(batch_size, Share())
+    batches = ((normalise(pixels, source.mean, source.std).to(fast), labels) for pixels, labels in tested)
     try:
-        model.to(fast)
-        with evaluating(model), torch.no_grad():
-            for pixels, labels in source.test.testing(batch_size, Share()):
-                tally.add_(model(normalise(pixels, source.mean, source.std).to(fast)), labels)
+        return tally(model.to(fast), batches, len(source.classes)).quality(source.classes)
     finally:
         model.to(device)
-    return tally.quality(source.classes)
 
 
 def _asked(
@@ -89,7 +85,7 @@ def _asked(
         size=known.input_size[1:] if own and known is not None else None,
         channels=known.input_size[0] if own and known is not None else None,
         num_classes=num_classes or (len(known.classes) if known is not None and shards else None),
-        workers=workers, max_bad=max_bad, train_samples=1 if shards else None,
+        workers=workers, max_bad=max_bad,
     )  # fmt: skip
 
 

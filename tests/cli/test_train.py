@@ -212,7 +212,10 @@ def test_finetuning_starts_from_trained_weights(tmp_path: Path) -> None:
             "full is not empty and holds no training run (a.txt)",
         ),
         (["train", "--resume", "full"], "full holds no training run to go on with"),
-        (["train", "--resume", "full", "--lr", "1"], "leave out everything else"),
+        (["train", "--resume", "full", "--lr", "1"], "goes on with what was asked there: leave out --lr"),
+        (["train", "resnet20", "--resume", "full"], "goes on with what was asked there: leave out MODEL"),
+        (["train", "--resume", "full", "--seed", "1", "--mean", "0.5"], "leave out --mean, --seed"),
+        (["train", "--resume", "full", "--out", "x"], "goes on in that folder: leave out --out x"),
         (["train", "vgg16", "--data", "digits", "--out", "x", "--input-size", "8,8"], "does not take images of 8×8"),
         (["train", f"{NET}:build", "--data", "cifar10", "--out", "x"], "does not take images of 32×32 with 3 channels"),
         (

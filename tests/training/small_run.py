@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ghostnets.blocks.ghost import GhostModule
 from ghostnets.trainer import make_accelerator
 from ghostnets.training.data import Augment, Images
 from ghostnets.training.feed import MemoryFeed
@@ -44,8 +45,7 @@ def network(seed: int, *, dropout: float = 0.3) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return nn.Sequential(
-            nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1, bias=False),
-            nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(8, 4),
+            nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), GhostModule(8, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(8, 4),
         )  # fmt: skip
 
 

@@ -20,10 +20,11 @@ from scipy import stats
 
 from ghostnets.errors import MissingExtra, UserError
 from ghostnets.training.data import Augment
+from ghostnets.training.decoding import RATIO, random_box
 from ghostnets.training.draw import seed_of
 from ghostnets.training.feed import Drawn, Share, places
 from ghostnets.training.image_folder import decode_image
-from ghostnets.training.pictures import RATIO, FilePictures, HubPictures, PictureFeed, load_hub, random_box
+from ghostnets.training.pictures import FilePictures, HubPictures, PictureFeed, labels_of, load_hub
 from ghostnets.training.recipe import Recipe
 
 SIZE = (6, 5)
@@ -296,7 +297,7 @@ def test_a_damaged_picture_is_told_once_and_replaced_by_the_next(tmp_path: Path,
     assert len(told) == 1
     assert one_sentence(told[0])
     assert f"{pictures.files[4][0]} cannot be decoded (" in told[0]
-    assert list(damaged.bad) == [4]
+    assert list(damaged.damaged.reasons) == [str(pictures.files[4][0])]
     for one in batches:
         assert one.index is not None
         assert shown(one.pixels, one.labels) == [5 if k == 4 else k for k in one.index.tolist()]
@@ -344,7 +345,7 @@ def test_a_long_row_of_damaged_pictures_is_skipped_too(tmp_path: Path) -> None:
     for one in batches:
         assert one.index is not None
         assert shown(one.pixels, one.labels) == [k if k < 3 else 0 for k in one.index.tolist()]
-    assert sorted(skipping.bad) == list(range(3, 18))
+    assert sorted(skipping.damaged.reasons) == [str(pictures.files[k][0]) for k in range(3, 18)]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -405,7 +406,7 @@ def hub_folder(library: Any, root: Path, count: int, *, labelled: bool = True) -
 def test_a_set_of_the_hub_is_a_set_of_pictures(offline: Any, tmp_path: Path) -> None:
     found, image, label = load_hub(str(hub_folder(offline, tmp_path / "set", 6)))
     assert (image, label) == ("picture", "kind")
-    pictures = HubPictures(found["train"], image, label, 3)
+    pictures = HubPictures(found["train"], image, labels_of(found["train"], label), 3)
     assert len(pictures) == 6
     assert pictures.name(4) == "image 4"
     assert [pictures.label(k) for k in range(6)] == [100 + k for k in range(6)]
@@ -418,14 +419,15 @@ def test_a_damaged_image_of_a_set_of_the_hub_is_skipped(offline: Any, tmp_path: 
     rows = [dict(row) for row in found["train"]]
     rows[1][image] = {"bytes": b"nothing", "path": None}
     told: list[str] = []
-    damaged = feed(HubPictures(rows, image, label, 3), max_bad=1, told=told.append)
+    damaged = feed(HubPictures(rows, image, labels_of(found["train"], label), 3), max_bad=1, told=told.append)
     assert [k for batch in damaged.testing(4, Share()) for k in shown(*batch)] == [0, 2, 3]
     assert [sentence[:27] for sentence in told] == ["image 1 cannot be decoded ("]
 
 
 def test_a_set_of_the_hub_whose_images_are_files_is_read(ten: FilePictures) -> None:
     rows = [{"image": {"bytes": None, "path": str(path)}, "label": label} for path, label in ten.files]
-    seen = [k for batch in feed(HubPictures(rows, "image", "label", 3)).testing(4, Share()) for k in shown(*batch)]
+    pictures = HubPictures(rows, "image", np.array([row["label"] for row in rows]), 3)
+    seen = [k for batch in feed(pictures).testing(4, Share()) for k in shown(*batch)]
     assert seen == list(range(10))
 
 

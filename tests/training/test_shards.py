@@ -290,10 +290,10 @@ def test_a_sample_that_cannot_be_used_is_told_once_and_skipped(tmp_path: Path, k
         assert len(seen) == 6
         assert set(seen) == {0, 1, 2, 4, 5}
     assert len(told) == 1
-    assert told[0].startswith(f"{path}: k3 cannot be used (")
+    assert told[0].startswith(f"{path}: k3 cannot be decoded (")
     assert why in told[0]
     assert one_sentence(told[0])
-    assert list(images.bad) == [f"{path}: k3"]
+    assert list(images.damaged.reasons) == [f"{path}: k3"]
     tested = feed([path], 6, max_bad=1, workers=workers).testing(4, Share())
     assert sorted(number for batch in tested for number in shown(*batch)) == [0, 1, 2, 4, 5]
 
@@ -302,7 +302,7 @@ def test_a_sample_that_cannot_be_used_is_told_once_and_skipped(tmp_path: Path, k
 def test_one_sample_too_many_ends_the_run_and_names_them(tmp_path: Path, workers: int) -> None:
     nothing = {"png": b"nothing", "cls": b"1"}
     path = shard(tmp_path / "a.tar", range(6), k1=nothing, k4=nothing, k5={"cls": b"5"})
-    with pytest.raises(UserError, match="3 samples cannot be used, and --max-bad allows 2: ") as caught:
+    with pytest.raises(UserError, match="3 images cannot be decoded, and --max-bad allows 2: ") as caught:
         drawn(feed([path], 6, max_bad=2, workers=workers), 6, steps=1)
     assert all(f"{path}: k{k}" in str(caught.value) for k in (1, 4, 5))
     assert one_sentence(str(caught.value))
@@ -310,7 +310,7 @@ def test_one_sample_too_many_ends_the_run_and_names_them(tmp_path: Path, workers
 
 def test_no_broken_sample_is_allowed_unless_asked_for(tmp_path: Path) -> None:
     path = shard(tmp_path / "a.tar", range(3), k1={"png": b"nothing", "cls": b"1"})
-    with pytest.raises(UserError, match=r"1 samples cannot be used, and --max-bad allows 0: .*a\.tar: k1"):
+    with pytest.raises(UserError, match=r"1 images cannot be decoded, and --max-bad allows 0: .*a\.tar: k1"):
         list(feed([path], 3).testing(3, Share()))
 
 

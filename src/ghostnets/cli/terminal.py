@@ -24,7 +24,6 @@ if TYPE_CHECKING:  # PyTorch takes seconds
 
 SHOWN_CLASSES = 100
 """Rows that a person still reads."""
-"""Rows that a person still reads."""
 
 
 @contextmanager

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +19,9 @@ from ghostnets.errors import UserError
 from ghostnets.records import to_json
 
 RECIPE = "cifar10-paper"
+
+HOW = ("threads", "tracker", "max_steps", "out", "resume", "as_json")
+"""What a run that goes on may be told anew."""
 
 
 def train(
@@ -82,23 +87,22 @@ def train(
         as_json: print train.json, and nothing else
         knobs: of the recipe
     """
+    also = _given(locals())  # before anything else has a name
+    use_threads(threads)
+
     from rich.console import Console
 
     from ghostnets.cli.terminal import interrupts, train_line, train_summary, watching
     from ghostnets.trainer import TrainRequest, read_request
     from ghostnets.trainer import train as run
+    from ghostnets.training.native import keep_memory
     from ghostnets.training.recipe import load_recipe
 
-    use_threads(threads)
     if resume is not None:
-        if (
-            (out is not None and out != resume)
-            or model is not None
-            or data is not None
-            or recipe is not None
-            or turned(knobs)
-        ):
-            raise UserError(f"--resume {resume} goes on with what was asked there: leave out everything else")
+        if also:
+            raise UserError(f"--resume {resume} goes on with what was asked there: leave out {', '.join(also)}")
+        if out not in {None, resume}:
+            raise UserError(f"--resume {resume} goes on in that folder: leave out --out {out}")
         request, out = read_request(resume), resume
     else:
         if model is None or data is None or out is None:
@@ -113,6 +117,7 @@ def train(
         )  # fmt: skip
     if max_steps is not None and max_steps < 1:
         raise UserError(f"--max-steps {max_steps} must be at least 1")
+    keep_memory()
     console = Console(stderr=True, highlight=False)
 
     def listen(event: dict[str, Any]) -> None:
@@ -143,6 +148,17 @@ def train(
         print(json.dumps(to_json(record), indent=1))
     else:
         print(train_summary(record, Console(highlight=False)), f"network: {out}", sep="\n")
+
+
+def _given(values: Mapping[str, Any]) -> list[str]:
+    """The flags of :func:`train` that say what to train; those that say how to run may differ when a run goes on."""
+    known = inspect.signature(train).parameters
+    given = [name for name, value in values.items() if name not in HOW and value != known[name].default]
+    return [
+        "MODEL" if name == "model" else f"--{name.replace('_', '-')}"
+        for name in [*given, *turned(values["knobs"])]
+        if name != "knobs"
+    ]
 
 
 def _first_process() -> bool:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ghostnets.deploy.fold import fold
-from ghostnets.errors import MissingExtra, UserError
+from ghostnets.errors import MissingExtra, UserError, first_line
 from ghostnets.records import write_bytes
 
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"
@@ -57,7 +57,7 @@ def export_onnx(model: nn.Module, example: Tensor, path: str | Path) -> Path:
             assert program is not None
             proto = program.model_proto
     except Exception as error:  # the exporter and the user's forward may raise anything
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = first_line(error)
         raise UserError(f"{type(model).__name__} cannot be exported to ONNX: {reason}") from error
     _forget_origin_(proto)
     if proto.ByteSize() > LARGEST:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ghostnets.deploy.onnx import INPUT, optional
-from ghostnets.errors import GhostnetsError, UserError
+from ghostnets.errors import GhostnetsError, UserError, first_line
 from ghostnets.measure.modes import evaluating
 
 TOLERANCE = 1e-4
@@ -50,7 +50,7 @@ def verify_onnx(model: nn.Module, path: str | Path, images: Tensor) -> Verificat
         alone = torch.cat([_run(session, image) for image in images[:SINGLY].split(1)])
     except Exception as error:
         path.unlink()
-        reason = str(error).strip().partition("\n")[0]
+        reason = first_line(error)
         raise GhostnetsError(
             f"{path.name} does not run on {len(images)} images, so it was removed: {reason}"
         ) from error
@@ -85,7 +85,7 @@ def _open(runtime: Any, path: Path) -> Any:
     try:
         return runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime's exceptions share no base
-        reason = str(error).strip().partition("\n")[0]
+        reason = first_line(error)
         raise UserError(f"{path} is no ONNX file that onnxruntime can open: {reason}") from error
 
 

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ghostnets.errors import UserError
+from ghostnets.measure.accuracy import Batches
+from ghostnets.measure.modes import evaluating
 
 BINS = 15
 """Of the expected calibration error, equally wide (Guo et al., arXiv:1706.04599)."""
@@ -38,6 +40,18 @@ class ClassQuality:
     """None where it has none."""
     precision: float | None
     """None where the network never says it."""
+
+
+def tally(network: nn.Module, batches: Batches, classes: int) -> Tally:
+    """The sums over all batches. The network runs in evaluation mode and is left as it was.
+
+    Raises UserError where its logits do not fit the labels or are not finite.
+    """
+    found = Tally(classes)
+    with evaluating(network), torch.no_grad():
+        for inputs, labels in batches:
+            found.add_(network(inputs), labels)
+    return found
 
 
 class Tally:

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from ghostnets.download import cache_dir, fetch
-from ghostnets.errors import UserError
+from ghostnets.errors import UserError, first_line
 from ghostnets.models.weights import read_weights
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -131,7 +131,7 @@ def fetched(row: Published) -> Path:
     try:
         return Path(hf_hub_download(row.repository, row.file))  # which checks what arrives
     except Exception as error:  # the library has dozens of kinds, all of them "could not be had"
-        reason = str(error).strip().partition("\n")[0]
+        reason = first_line(error)
         raise UserError(
             f"{row.repository} is not in the hub's cache and cannot be fetched ({reason}): {by_hand}"
         ) from error

@@ -8,6 +8,11 @@ import copy
 from torch import nn
 
 
+def decay_at(decay: float, step: int) -> float:
+    """After the ``step``-th step, counted from 1: early on an average forgets its start fast, as timm's does."""
+    return min(decay, step / (step + 10))
+
+
 class Average:
     """``model`` is the average so far; ``update_`` takes one step of another network into it."""
 
@@ -16,8 +21,8 @@ class Average:
         self.decay = decay
 
     def update_(self, network: nn.Module, step: int) -> None:
-        """After the ``step``-th step, counted from 1; early on the average forgets its start fast, as timm's does."""
-        decay = min(self.decay, step / (step + 10))
+        """After the ``step``-th step, counted from 1."""
+        decay = decay_at(self.decay, step)
         new = network.state_dict()
         own = {id(tensor): (name, tensor) for name, tensor in self.model.state_dict(keep_vars=True).items()}
         for name, tensor in own.values():  # once each: a shared layer stands there under all its names

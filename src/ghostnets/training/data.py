@@ -7,6 +7,7 @@ Pixels stay uint8 until :func:`normalise`, so that a whole set fits in memory an
 from __future__ import annotations
 
 import difflib
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -39,6 +40,9 @@ DIGITS_STD = (0.3231,)
 FOLDER_SIZE = (224, 224)
 """What ImageNet networks are tested at."""
 
+SAMPLED = 500
+"""About so many images go into a digest: all of them would take seconds."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
@@ -53,6 +57,13 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+    def feed_(self, digest: hashlib._Hash) -> None:
+        """Into a digest go the shape, some of the images and all labels."""
+        digest.update(repr(tuple(self.pixels.shape)).encode())
+        digest.update(self.pixels[:: max(1, len(self) // SAMPLED)].numpy().tobytes())
+        if self.labels is not None:
+            digest.update(self.labels.numpy().tobytes())
 
     def subset(self, index: Tensor | Sequence[int] | slice) -> Images:
         """The images at ``index``, in its order; a slice shares memory, anything else is a copy."""

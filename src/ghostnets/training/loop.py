@@ -23,8 +23,7 @@ from torch import Tensor, nn
 
 from ghostnets.errors import UserError
 from ghostnets.measure.memory import peak_mib
-from ghostnets.measure.modes import evaluating
-from ghostnets.measure.quality import Quality, Tally
+from ghostnets.measure.quality import Quality, tally
 from ghostnets.records import to_json
 from ghostnets.training.average import Average
 from ghostnets.training.batch import Batcher
@@ -32,8 +31,10 @@ from ghostnets.training.checkpoint import checkpoints, latest, save_checkpoint
 from ghostnets.training.data import normalise
 from ghostnets.training.draw import seed_of
 from ghostnets.training.feed import Feed, MemoryFeed, Share, steps_per_epoch
+from ghostnets.training.ghost_tail import quickened
 from ghostnets.training.history import write_history
 from ghostnets.training.losses import cross_entropy, distillation, feature_error
+from ghostnets.training.native import NoCompiler
 from ghostnets.training.optimizer import make_optimizer, parameter_groups
 from ghostnets.training.pupil import Pupil, Watched, head_of, widths
 from ghostnets.training.recipe import Recipe
@@ -89,9 +90,11 @@ def train(network: nn.Module, recipe: Recipe, run: Run, accelerator: Accelerator
         loop.resume()
         for drawn in loop.batches():
             loop.step(drawn)
-            if loop.step_count == loop.total or loop.step_count % loop.steps == 0:
+            ended = loop.step_count == loop.total or loop.step_count % loop.steps == 0
+            if ended:
                 loop.end_epoch()
-            loop.save_now_and_then()
+            if ended or loop.due():
+                loop.save()
             if loop.step_count in {loop.total, run.max_steps}:
                 break
         return loop.trained()
@@ -129,7 +132,7 @@ class _Loop:
         self.steps = steps_per_epoch(len(self.feed), recipe.batch_size)
         self.total = max(1, round(recipe.epochs * self.steps))
         self.given = network
-        self.network = synchronised(network) if recipe.sync_bn else copy.deepcopy(network)
+        self.network = self._own(network)
         self.network.train()
         self.average = Average(self.network, recipe.model_ema_decay) if recipe.model_ema_decay is not None else None
         self.head = head_of(self.network)
@@ -163,7 +166,22 @@ class _Loop:
         self.seconds = 0.0
         self.losses: list[float] = []
         self.history: list[dict[str, Any]] = []
+        self.identity = self._identity()
         self.started = self.saved = time.perf_counter()
+
+    def _own(self, network: nn.Module) -> nn.Module:
+        """A copy that trains as the recipe says."""
+        recipe = self.recipe
+        if recipe.sync_bn:
+            return synchronised(network)
+        if recipe.native and recipe.channels_last and not recipe.compile and self.accelerator.device.type == "cpu":
+            try:
+                return quickened(network)
+            except NoCompiler as error:
+                self.run.log(
+                    {"event": "note", "text": f"Ghost modules train by PyTorch's own functions, slower: {error}"}
+                )
+        return copy.deepcopy(network)
 
     # --- one step
 
@@ -274,13 +292,11 @@ class _Loop:
         if self.accelerator.is_main_process:
             write_history(self.run.folder, self.history)
         self.run.log({"event": "epoch", **row})
-        self.save()
 
-    def save_now_and_then(self) -> None:
-        """Keep the state where enough time has passed, or the run is about to stop."""
-        due = time.perf_counter() - self.saved > self.run.checkpoint_seconds
-        if due or self.step_count == self.run.max_steps:
-            self.save()
+    def due(self) -> bool:
+        """Whether enough time has passed since the state was kept, or the run is about to stop."""
+        late = time.perf_counter() - self.saved > self.run.checkpoint_seconds
+        return late or self.step_count == self.run.max_steps
 
     def save(self) -> None:
         """Write a checkpoint; every process calls this, and the first one writes."""
@@ -289,7 +305,7 @@ class _Loop:
             return
         scaler = self.accelerator.scaler
         state = {
-            "run": self.identity(), "step": self.step_count, "pupil": self.pupil.state_dict(),
+            "run": self.identity, "step": self.step_count, "pupil": self.pupil.state_dict(),
             "average": self.average.model.state_dict() if self.average is not None else None,
             "optimizer": self.optimizer.state_dict(), "scaler": scaler.state_dict() if scaler is not None else None,
             "losses": self.losses, "history": self.history,
@@ -304,7 +320,7 @@ class _Loop:
             self.run.log({"event": "note", "text": f"{sentence}; going on from the one before it"})
         if state is None:
             return
-        if odd := differences(state["run"], self.identity()):
+        if odd := differences(state["run"], self.identity):
             raise UserError(
                 f"{self.run.folder} holds another run ({'; '.join(odd)}): go on with what was asked there, or choose "
                 "another folder"
@@ -322,7 +338,7 @@ class _Loop:
         self.started = time.perf_counter()
         self.run.log({"event": "resume", "step": self.step_count})
 
-    def identity(self) -> dict[str, Any]:
+    def _identity(self) -> dict[str, Any]:
         """What must be the same for a run to be gone on with."""
         shapes = {name: tuple(tensor.shape) for name, tensor in self.network.state_dict().items()}
         return {
@@ -350,12 +366,10 @@ def assess(
     """The figures of ``network`` over all test images, each process taking its share of them; in float32, or where
     that is not asked for in the precision it trains in.
     """
-    tally = Tally(len(source.classes))
-    with evaluating(network), torch.no_grad():
-        for pixels, labels in source.test.testing(TEST_BATCH, share):
-            x = normalise(pixels, source.mean, source.std).to(accelerator.device)
-            with nullcontext() if precise else accelerator.autocast():
-                tally.add_(network(x), labels)
+    tested = source.test.testing(TEST_BATCH, share)
+    batches = ((normalise(pixels, source.mean, source.std).to(accelerator.device), labels) for pixels, labels in tested)
+    with nullcontext() if precise else accelerator.autocast():
+        found = tally(network, batches, len(source.classes))
     if share.world > 1:
-        tally.take_(accelerator.reduce(tally.vector().to(accelerator.device), reduction="sum"))  # pyright: ignore[reportArgumentType]
-    return tally.quality(source.classes)
+        found.take_(accelerator.reduce(found.vector().to(accelerator.device), reduction="sum"))  # pyright: ignore[reportArgumentType]
+    return found.quality(source.classes)

@@ -19,9 +19,6 @@ from ghostnets.records import from_json, to_json
 
 FOLDER = Path(__file__).parent / "recipes"
 
-SEEDS = 2**32
-"""What every library's random numbers take as a seed is below."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -107,6 +104,8 @@ class Recipe:
     """The order of maps in memory."""
     compile: bool = False
     """By torch.compile: minutes at first, then faster."""
+    native: bool = True
+    """Ghost modules by C of our own: on a CPU where a compiler is, channels_last, without compile."""
     sync_bn: bool = False
     """Whether batch norms see the whole batch, not the process's share of it."""
 

@@ -11,10 +11,10 @@ import glob
 import io
 import random
 import re
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,14 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from ghostnets.errors import MissingExtra, UserError
 from ghostnets.training import image_folder
 from ghostnets.training.data import Augment
+from ghostnets.training.decoding import Cutter, Damaged, loader, why
 from ghostnets.training.draw import seed_of
 from ghostnets.training.feed import Drawn, Share, digest, steps_per_epoch
-from ghostnets.training.pictures import random_box
-from ghostnets.training.rand_augment import rand_augment
 from ghostnets.training.recipe import Recipe
 
 BUFFER = 2000
@@ -65,10 +64,11 @@ def expand(pattern: str) -> tuple[str, ...]:
 
 @dataclass
 class ShardFeed:
-    """The samples of some shards, ``count`` of them."""
+    """The samples of some shards."""
 
     shards: tuple[str, ...]
-    count: int
+    count: int | None
+    """How many; where nobody says, they are counted once somebody asks."""
     size: tuple[int, int]
     """(H, W)"""
     channels: int
@@ -77,25 +77,30 @@ class ShardFeed:
     max_bad: int = 0
     told: Callable[[str], None] = lambda _: None
     buffer: int = BUFFER
-    bad: dict[str, str] = field(default_factory=dict[str, str])
+    damaged: Damaged = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.damaged = Damaged(self.max_bad, self.told)
 
     def __len__(self) -> int:
+        if self.count is None:
+            self.count = count_samples(self.shards)
         return self.count
 
     def digest(self, world: int) -> str:
         """Which samples come when depends on who reads them."""
-        return digest([Path(shard).name for shard in self.shards], self.count, self.buffer, max(self.workers, 1), world)
+        return digest([Path(shard).name for shard in self.shards], len(self), self.buffer, max(self.workers, 1), world)
 
     def training(self, recipe: Recipe, share: Share, *, seed: int, start: int) -> Iterator[Drawn]:
         """An epoch is as many batches as the samples fill; which samples they hold depends on the number of processes and
         workers, for each of them goes round its own shards.
         """
-        steps = steps_per_epoch(self.count, recipe.batch_size)
+        steps = steps_per_epoch(len(self), recipe.batch_size)
         self._enough(share)
         local = len(range(recipe.batch_size)[share.of(recipe.batch_size)])
         stream = _Stream(self, share, local, recipe=recipe, seed=seed, start=start)
         for step, (pixels, labels, broken) in enumerate(self._loader(stream, start), start=start):
-            self._judge(broken)
+            self.damaged.add_(broken)
             if not len(labels):
                 raise UserError(f"{', '.join(broken)}: not one sample of a whole batch can be used")
             yield Drawn(pixels, labels, step // steps, step % steps, None)
@@ -103,7 +108,7 @@ class ShardFeed:
     def testing(self, batch_size: int, share: Share) -> Iterator[tuple[Tensor, Tensor]]:
         stream = _Stream(self, share, batch_size, recipe=None, seed=0, start=0)
         for pixels, labels, broken in self._loader(stream, 0):
-            self._judge(broken)
+            self.damaged.add_(broken)
             if len(labels):
                 yield pixels, labels
 
@@ -120,32 +125,16 @@ class ShardFeed:
         batches: Any = stream
         if self.workers:
             stream.first = start % self.workers
-            batches = DataLoader(
-                stream, batch_size=None, num_workers=self.workers, worker_init_fn=_one_thread,
-                multiprocessing_context="fork" if hasattr(__import__("os"), "fork") else None,
-            )  # fmt: skip
+            batches = loader(stream, self.workers)
         for batch in batches:
             if isinstance(batch, UserError):
                 raise batch
             yield batch
 
-    def _judge(self, broken: dict[str, str]) -> None:
-        for name, why in broken.items():
-            if name not in self.bad:
-                self.bad[name] = why
-                self.told(f"{name} cannot be used ({why}) and is skipped")
-        if len(self.bad) > self.max_bad:
-            names = ", ".join(list(self.bad)[: image_folder.NAMED])
-            raise UserError(f"{len(self.bad)} samples cannot be used, and --max-bad allows {self.max_bad}: {names}")
-
 
 def count_samples(shards: Sequence[str]) -> int:
     """How many samples there are, by reading all shards once."""
     return sum(1 for sample in _samples(shards) if LABEL in sample)
-
-
-def _one_thread(_worker: int) -> None:
-    torch.set_num_threads(1)
 
 
 class _Stream(IterableDataset[Read | UserError]):
@@ -155,7 +144,7 @@ class _Stream(IterableDataset[Read | UserError]):
         self, feed: ShardFeed, share: Share, batch: int, *, recipe: Recipe | None, seed: int, start: int
     ) -> None:
         self.feed, self.share, self.batch, self.recipe, self.seed, self.start = feed, share, batch, recipe, seed, start
-        self.change = rand_augment(recipe.aa) if recipe is not None and recipe.aa is not None else None
+        self.cutter = Cutter(feed.size, recipe)
         self.first = 0
         """The worker whose turn the first batch is."""
 
@@ -186,12 +175,13 @@ class _Stream(IterableDataset[Read | UserError]):
         broken: dict[str, str] = {}
         for number, sample in drawn:
             try:
-                image = self._decoded(sample, seed_of(self.seed, 4, self.share.rank, worker, number))
+                opened = partial(_opened, sample, self.feed.channels)
+                image = self.cutter(opened, seed_of(self.seed, 4, self.share.rank, worker, number))
                 sound.append((image, _label(sample)))
             except Exception as error:  # noqa: BLE001 - decoders raise nearly anything on a damaged file
                 sound.append(None)
                 name = f"{sample['__url__']}: {sample['__key__']}"
-                broken[name] = " ".join(str(error).split()) or type(error).__name__
+                broken[name] = why(error)
         found = [pair for pair in sound if pair is not None]
         if (
             self.recipe is not None and found
@@ -224,22 +214,12 @@ class _Stream(IterableDataset[Read | UserError]):
                 raise UserError(f"{', '.join(shards)} hold no sample: an image and its .cls under one name")
             epoch += 1
 
-    def _decoded(self, sample: dict[str, Any], seed: int) -> np.ndarray:
-        """uint8 (C, H, W)."""
-        suffix = next((key for key in sample if f".{key}" in image_folder.SUFFIXES), None)
-        if suffix is None:
-            raise ValueError("it has no image")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow remarks on odd metadata, which do not touch the pixels
-            image = image_folder.open_image(io.BytesIO(sample[suffix]), self.feed.channels)
-        if self.recipe is None or self.recipe.scale is None:
-            image = image_folder.centre_crop(image, self.feed.size, image_folder.CROP_FRACTION, "bilinear")
-        else:
-            box = random_box(image.size, self.recipe.scale, np.random.default_rng(seed))
-            image = image.resize((self.feed.size[1], self.feed.size[0]), Image.Resampling.BICUBIC, box=box)
-        if self.change is not None:
-            image = self.change(image, seed)
-        return np.array(image).reshape(*self.feed.size, -1).transpose(2, 0, 1)
+
+def _opened(sample: dict[str, Any], channels: int) -> Image.Image:
+    suffix = next((key for key in sample if f".{key}" in image_folder.SUFFIXES), None)
+    if suffix is None:
+        raise ValueError("it has no image")
+    return image_folder.open_image(io.BytesIO(sample[suffix]), channels)
 
 
 def _label(sample: dict[str, Any]) -> int:

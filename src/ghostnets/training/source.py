@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +24,8 @@ from ghostnets.training.data import (
     normalisation,
 )
 from ghostnets.training.feed import Feed, MemoryFeed, digest
-from ghostnets.training.pictures import FilePictures, HubPictures, PictureFeed, load_hub
-from ghostnets.training.shards import ShardFeed, count_samples, expand
+from ghostnets.training.pictures import FilePictures, HubPictures, PictureFeed, Pictures, labels_of, load_hub
+from ghostnets.training.shards import ShardFeed, expand
 from ghostnets.training.split import stratified
 
 HUB = "hf:"
@@ -133,20 +132,21 @@ def _kept(count: int, hold_out: int) -> int:
     return count - hold_out
 
 
-def _pictures(asked: Asked, told: Callable[[str], None], parts: list[tuple[str, FilePictures | HubPictures]],
-              classes: tuple[str, ...], notes: tuple[str, ...]) -> Source:  # fmt: skip
+def _pictures(
+    asked: Asked, told: Callable[[str], None], sides: Sequence[Pictures], classes: tuple[str, ...],
+    notes: tuple[str, ...],
+) -> Source:  # fmt: skip
     height, width = asked.size or FOLDER_SIZE
     augment = Augment(padding=0, flip=asked.flip is not False)
-    train, test = (
-        PictureFeed(part, (height, width), augment, workers=asked.workers, max_bad=asked.max_bad, told=told)
-        for _, part in parts
-    )
-    for (name, part), feed in zip(parts, (train, test), strict=True):
-        if not len(feed):
-            raise UserError(f"{asked.data} has no {name} images")
-        del part
+    feeds: list[PictureFeed] = []
+    for what, part in zip(("training", "test"), sides, strict=True):
+        if not len(part):
+            raise UserError(f"{asked.data} has no {what} images")
+        feeds.append(
+            PictureFeed(part, (height, width), augment, workers=asked.workers, max_bad=asked.max_bad, told=told)
+        )
     return Source(
-        name=asked.data, train=train, test=test, classes=classes, input_size=(asked.channels or 3, height, width),
+        name=asked.data, train=feeds[0], test=feeds[1], classes=classes, input_size=(asked.channels or 3, height, width),
         mean=IMAGENET_MEAN, std=IMAGENET_STD, notes=notes,
     )  # fmt: skip
 
@@ -159,11 +159,8 @@ def _folder(asked: Asked, told: Callable[[str], None]) -> Source:
         aside = stratified(np.array([label for _, label in train]), asked.hold_out, seed=0)
         pairs = list(zip(train, aside.tolist(), strict=True))
         train, test = [file for file, out in pairs if not out], [file for file, out in pairs if out]
-    channels = asked.channels or 3
-    parts: list[tuple[str, FilePictures | HubPictures]] = [
-        ("training", FilePictures(train, channels)), ("test", FilePictures(test, channels))
-    ]  # fmt: skip
-    return _pictures(asked, told, parts, listing.classes, listing.notes)
+    sides = tuple(FilePictures(files, asked.channels or 3) for files in (train, test))
+    return _pictures(asked, told, sides, listing.classes, listing.notes)
 
 
 def _hub(asked: Asked, told: Callable[[str], None]) -> Source:
@@ -171,11 +168,11 @@ def _hub(asked: Asked, told: Callable[[str], None]) -> Source:
     if "train" not in found:
         raise UserError(f"{asked.data} has no training images: it has {', '.join(found)}")
     rows, notes = found["train"], ()
-    labels = _labels(rows, label)
+    labels = labels_of(rows, label)
     if labels.min(initial=0) < 0:
         raise UserError(f"{asked.data} has training images without a label, so nothing can be learned from them")
     names = [name for name in ("test", "validation", "val", "valid") if name in found]
-    tested = next((name for name in names if _labels(found[name], label).min(initial=0) >= 0), None)
+    tested = next((name for name in names if labels_of(found[name], label).min(initial=0) >= 0), None)
     if asked.hold_out or tested is None:
         n = asked.hold_out or max(1, len(rows) // 5)
         _kept(len(rows), n)
@@ -186,16 +183,8 @@ def _hub(asked: Asked, told: Callable[[str], None]) -> Source:
             notes = (note,)
     else:
         train, test = rows, found[tested]
-    channels = asked.channels or 3
-    parts: list[tuple[str, FilePictures | HubPictures]] = [
-        ("training", HubPictures(train, image, label, channels)), ("test", HubPictures(test, image, label, channels))
-    ]  # fmt: skip
-    return _pictures(asked, told, parts, tuple(rows.features[label].names), notes)
-
-
-def _labels(rows: Any, column: str) -> np.ndarray:
-    """Of a split of the hub; -1 or nothing stands for no label."""
-    return np.array([-1 if label is None else label for label in rows[column][:]], dtype=np.int64)
+    sides = tuple(HubPictures(part, image, labels_of(part, label), asked.channels or 3) for part in (train, test))
+    return _pictures(asked, told, sides, tuple(rows.features[label].names), notes)
 
 
 def _shards(asked: Asked, told: Callable[[str], None]) -> Source:
@@ -213,7 +202,7 @@ def _shards(asked: Asked, told: Callable[[str], None]) -> Source:
         ShardFeed(
             shards, count, (height, width), channels, augment, workers=asked.workers, max_bad=asked.max_bad, told=told
         )
-        for shards, count in ((train, asked.train_samples or count_samples(train)), (test, count_samples(test)))
+        for shards, count in ((train, asked.train_samples), (test, None))
     ]
     return Source(
         name=asked.data, train=feeds[0], test=feeds[1], classes=tuple(str(k) for k in range(asked.num_classes)),

@@ -25,6 +25,7 @@ from ghostnets.errors import UserError
 from ghostnets.measure.accuracy import top1
 from ghostnets.records import Plan, write_bytes
 from ghostnets.training.augment import batches, blend, random_crop_flip
+from ghostnets.training.average import decay_at
 from ghostnets.training.data import Dataset, Images, normalise
 from ghostnets.training.draw import generator, whole
 from ghostnets.upgrading.calibration import Progress, calibration, quiet
@@ -204,8 +205,7 @@ class _State:
         self.descent.step_(self.weights.gradient(loss), self.rate)
         self.weights.publish_()
         self.step += 1
-        decay = min(recipe.averaging, self.step / (self.step + 10))  # early on, the average forgets the start fast
-        self.average.lerp_(self.weights.value, 1 - decay)
+        self.average.lerp_(self.weights.value, 1 - decay_at(recipe.averaging, self.step))
         self.losses.append(float(loss.detach()))
         if self.step == TIMED_STEPS[0]:
             self.timed = time.perf_counter()

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ghost modules that train faster on a CPU: what follows their primary convolution as one function in C.
+
+PyTorch makes some twenty passes over maps that have left the cache meanwhile, forward and backward; ``ghost_tail.c`` makes
+six, and keeps two maps for the way back, not five.
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ghostnets.blocks.ghost import GhostModule
+from ghostnets.training.native import compiled
+
+LARGEST = 7
+"""Of the cheap filters' sides."""
+
+FIGURES = 5
+"""Of a norm: mean, variance, 1 / sqrt(variance + eps), scale, offset."""
+
+_POINTER, _SIZE, _FLAG, _FIGURE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
+_SHAPE = [_SIZE, _SIZE, _SIZE, _SIZE, _FLAG]
+
+
+@cache
+def libraries() -> Mapping[torch.dtype, ctypes.CDLL]:
+    """The C for maps of each type. Raises NoCompiler where there is none."""
+    source = Path(__file__).with_suffix(".c")
+    found = {torch.float32: compiled(source), torch.bfloat16: compiled(source, "BF16")}
+    for library in found.values():
+        library.ghost_forward.argtypes = [
+            _POINTER, *_SHAPE, _POINTER, _POINTER, _FIGURE, _FIGURE, _FLAG, _FLAG, _POINTER, _POINTER, _POINTER
+        ]  # fmt: skip
+        library.ghost_backward.argtypes = [
+            _POINTER, _POINTER, _POINTER, *_SHAPE, _POINTER, _POINTER, _FLAG, _FLAG, _POINTER, _POINTER, _POINTER
+        ]  # fmt: skip
+        library.ghost_forward.restype = library.ghost_backward.restype = None
+    return found
+
+
+def quickened(network: nn.Module) -> nn.Module:
+    """A copy whose Ghost modules train by our C where they can; parameters keep their names.
+
+    Raises NoCompiler where it cannot be compiled and some would.
+    """
+    out = copy.deepcopy(network)
+    made: dict[nn.Module, nn.Module] = {}
+    for name, module in list(out.named_modules(remove_duplicate=False)):  # a module may have several names
+        if type(module) is GhostModule and _fits(module):
+            libraries()
+            made.setdefault(module, QuickGhostModule(module))
+            if not name:
+                return made[module]
+            out.set_submodule(name, made[module])
+    return out
+
+
+class QuickGhostModule(GhostModule):
+    """The very Ghost module, its parts and all; only the way through it differs while it trains."""
+
+    def __init__(self, module: GhostModule) -> None:
+        nn.Module.__init__(self)  # everything else is there already
+        self.__dict__.update(module.__dict__)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.cheap_operation is not None
+        norms = [norm for norm in (self.primary_conv[1], self.cheap_operation[1]) if isinstance(norm, nn.BatchNorm2d)]
+        if not all(norm.training for norm in norms) or x.device.type != "cpu":
+            return super().forward(x)
+        z = self.primary_conv[0](x)
+        count = z.numel() // z.shape[1]
+        if z.dtype not in libraries() or count < 2:
+            intrinsic = self.primary_conv[1:](z)
+            return torch.cat([intrinsic, self.cheap_operation(intrinsic)], 1)
+        affine = [norms[0].weight, norms[0].bias, norms[1].weight, norms[1].bias]
+        out, found = _Tail.apply(z, self.cheap_operation[0].weight, *affine, norms[0].eps, norms[1].eps, self.relu)  # pyright: ignore[reportGeneralTypeIssues]
+        for norm, figures in zip(norms, found, strict=True):
+            _remember_(norm, figures[0], figures[1] * (count / (count - 1)))
+        return out
+
+
+class _Tail(torch.autograd.Function):
+    """z (N, C, H, W) -> both halves (N, 2C, H, W), and of both norms the figures (2, FIGURES, C)."""
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, z: Tensor, weight: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, eps1: float,
+        eps2: float, relu: bool,  # noqa: FBT001 - apply takes no names
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        z = z.contiguous(memory_format=torch.channels_last)
+        n, c, h, w = z.shape
+        side = weight.shape[-1]
+        filters = weight.detach().reshape(c, side * side).t().contiguous()
+        affine = torch.stack([weight1.detach(), bias1.detach(), weight2.detach(), bias2.detach()])
+        r = torch.empty_like(z)
+        y = torch.empty(n, 2 * c, h, w, dtype=z.dtype, memory_format=torch.channels_last)
+        norms = torch.empty(2, FIGURES, c)
+        libraries()[z.dtype].ghost_forward(
+            z.data_ptr(), n, h, w, c, side, filters.data_ptr(), affine.data_ptr(), eps1, eps2, relu, relu, r.data_ptr(),
+            y.data_ptr(), norms.data_ptr(),
+        )  # fmt: skip
+        ctx.save_for_backward(z, r, filters, norms)
+        ctx.relu = relu
+        ctx.mark_non_differentiable(norms)
+        return y, norms
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        z, r, filters, norms = ctx.saved_tensors
+        n, c, h, w = z.shape
+        side = round(len(filters) ** 0.5)
+        dy = dy.to(z.dtype).contiguous(memory_format=torch.channels_last)
+        dz, dfilters, daffine = torch.empty_like(z), torch.empty_like(filters), torch.empty(4, c)
+        libraries()[z.dtype].ghost_backward(
+            z.data_ptr(), r.data_ptr(), dy.data_ptr(), n, h, w, c, side, filters.data_ptr(), norms.data_ptr(), ctx.relu,
+            ctx.relu, dz.data_ptr(), dfilters.data_ptr(), daffine.data_ptr(),
+        )  # fmt: skip
+        return dz, dfilters.t().reshape(c, 1, side, side), *daffine, None, None, None
+
+
+def _fits(module: GhostModule) -> bool:
+    """Whether it is what the C computes."""
+    cheap = module.cheap_operation
+    if cheap is None or module.ratio != 2 or module.out_channels % 2 or module.cheap_size > LARGEST:
+        return False
+    kinds = [nn.Conv2d, nn.BatchNorm2d, *([nn.ReLU] if module.relu else [])]
+    if any([type(part) for part in unit] != kinds for unit in (module.primary_conv, cheap)):
+        return False
+    norms = module.primary_conv[1], cheap[1]
+    return all(
+        isinstance(norm, nn.BatchNorm2d) and norm.affine and norm.track_running_stats and norm.momentum is not None
+        and norm.weight.dtype == torch.float32
+        for norm in norms
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def _remember_(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.num_batches_tracked is not None
+    assert norm.momentum is not None
+    norm.num_batches_tracked.add_(1)
+    norm.running_mean.lerp_(mean, norm.momentum)
+    norm.running_var.lerp_(variance, norm.momentum)
