@@ -30,6 +30,7 @@ BELOW: dict[str, set[str]] = {
     "measure": {"errors", "records"},
     "training": {"errors", "records", "blocks", "measure", "progress", "download"},
     "upgrading": {"errors", "records", "blocks", "measure", "training"},
+    "inspecting": {"errors", "records", "measure", "training", "upgrading"},  # what a network's maps have in common
     "deploy": {"errors", "records", "blocks", "measure"},
     "report": {"errors", "records"},
 }
@@ -39,8 +40,9 @@ MAY_IMPORT = BELOW | {
     "pipeline": {*BELOW, "pretrained"},  # the whole upgrade as one function
     "prediction": {*BELOW, "hub", "pretrained"},  # image files in, classes out
     "trainer": {*BELOW, "hub", "pretrained", "prediction"},  # a whole training run as one function
+    "inspection": {*BELOW, "hub", "pretrained", "prediction"},  # a whole inspection as one function
     "validation": {*BELOW, "hub", "pretrained", "prediction"},  # the figures of a trained network
-    "cli": {*BELOW, "pretrained", "pipeline", "prediction", "trainer", "validation", "__init__"},
+    "cli": {*BELOW, "pretrained", "pipeline", "prediction", "trainer", "validation", "inspection", "__init__"},
     "__main__": {"cli"},
     "__init__": {
         "records",

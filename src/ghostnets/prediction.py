@@ -92,7 +92,7 @@ def predict(
     """One answer a file, in their order; a file that cannot be decoded gets the reason, and the others go on."""
     waiting = iter(files)
     while batch := tuple(islice(waiting, batch_size)):
-        decoded = [_decode(path, classifier) for path in batch]
+        decoded = [decode(path, classifier) for path in batch]
         images = [image for image in decoded if isinstance(image, Tensor)]
         answers = iter(_answers(classifier, images, top) if images else ())
         for path, image in zip(batch, decoded, strict=True):
@@ -102,7 +102,8 @@ def predict(
                 yield Prediction(path=str(path), error=image)
 
 
-def _decode(path: Path, classifier: Classifier) -> Tensor | str:
+def decode(path: Path, classifier: Classifier) -> Tensor | str:
+    """The image as the network expects it, uint8 (C, H, W), or why there is none, as the end of a sentence."""
     channels, *size = classifier.input_size
     try:
         image = decode_image(

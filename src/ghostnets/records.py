@@ -177,6 +177,84 @@ class UpgradeRecord:
     schema: int = SCHEMA
 
 
+@dataclass(frozen=True, kw_only=True)
+class Matches:
+    """For each map of a layer the map that predicts it best through one d×d filter and a bias (arXiv:1911.11907, Table 2)."""
+
+    source: tuple[int, ...]
+    """-1 for a map that is constant, or alone."""
+    mse: tuple[float, ...]
+    nmse: tuple[float, ...]
+    """The same over the map's own variance: 0 is a perfect ghost, 1 as bad as the mean."""
+    within: tuple[float, ...]
+    """Shares of the maps that are not constant with an nmse of at most 0.01, 0.05 and 0.1."""
+    dead: int
+    """Maps that are constant."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerMaps:
+    """A convolution and how much its maps, behind its norm and activation, repeat each other."""
+
+    name: str
+    end: str
+    """The module that gives the maps out."""
+    channels: int
+    size: tuple[int, int]
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    groups: int
+    macs: int
+    milliseconds: float | None
+    """Of the convolution alone, on one image, here."""
+    matches: Matches | None
+    rank: float
+    """Effective: how many maps would say as much if none followed from others."""
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageMaps:
+    """Blocks in a row, and how well the last one's maps follow from the first one's (arXiv:2201.03297)."""
+
+    name: str
+    blocks: tuple[str, ...]
+    channels: int
+    size: tuple[int, int]
+    matches: Matches | None
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairError:
+    """One map made from another by the best filters of several sizes: a row of the paper's Table 2."""
+
+    source: int
+    target: int
+    kernels: tuple[int, ...]
+    mse: tuple[float, ...]
+    nmse: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """What ``inspection.json`` holds."""
+
+    model: str
+    data: str
+    images: int
+    kernel: int
+    seed: int
+    layers: tuple[LayerMaps, ...]
+    stages: tuple[StageMaps, ...]
+    shown: str
+    """The module whose maps are drawn."""
+    pairs: tuple[PairError, ...]
+    """The look-alikes among them."""
+    environment: dict[str, Any] = field(default_factory=dict[str, Any])
+    schema: int = SCHEMA
+
+
 Record = TypeVar("Record")
 
 
@@ -205,7 +283,8 @@ def _build(kind: Any, data: Any, where: str) -> Any:
             raise UserError(f"{where} has unknown fields {unknown} and lacks {missing}")
         return kind(**{n: _build(hints[n], v, f"{where}.{n}") for n, v in data.items()})  # pyright: ignore[reportCallIssue]
     inner = [k for k in get_args(kind) if k is not type(None)]
-    if len(inner) < len(get_args(kind)) and get_origin(inner[0]) is not None:  # a list, an object or a choice, or null
+    one = inner[0] if inner else kind
+    if len(inner) < len(get_args(kind)) and (get_origin(one) is not None or dataclasses.is_dataclass(one)):  # or null
         return None if data is None else _build(inner[0], data, where)
     if get_origin(kind) is tuple:
         return _tuple(get_args(kind), data, where)

@@ -13,6 +13,7 @@ from cyclopts import App, CycloptsError, Parameter
 from ghostnets import __version__
 from ghostnets.cli.catalogue import list_
 from ghostnets.cli.info import info
+from ghostnets.cli.inspect import inspect
 from ghostnets.cli.predict import predict
 from ghostnets.cli.report import report
 from ghostnets.cli.train import train
@@ -38,6 +39,7 @@ app.command(upgrade)
 app.command(report)
 app.command(list_, name="list")
 app.command(info)
+app.command(inspect)
 app.command(predict)
 app.command(train)
 app.command(validate)

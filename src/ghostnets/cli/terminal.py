@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ghostnets.progress import progress
-from ghostnets.records import UpgradeRecord
+from ghostnets.records import Inspection, UpgradeRecord
 from ghostnets.report import tables
 
 if TYPE_CHECKING:  # PyTorch takes seconds
@@ -101,6 +101,27 @@ def summary(record: UpgradeRecord, console: Console) -> str:
         network.add_row(row.figure, row.before, row.after, row.change, row.note)
     with console.capture() as captured:
         console.print(steps, network, tables.decisions_in_words(record.sites), tables.verdict(record), sep="\n")
+    return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
+
+
+def inspection_summary(record: Inspection, console: Console) -> str:
+    """Every layer's share of ghosts, the stages' and the shown pairs."""
+    layers = _table(f"{record.model}, {record.images} images of {record.data}", *tables.LAYER_TITLES)
+    for row in tables.layer_rows(record):
+        layers.add_row(*(cell.text for cell in row))
+    parts: list[Table | str] = [layers]
+    if record.stages:
+        stages = _table("stage: last block's maps from the first's", *tables.STAGE_TITLES)
+        for row in tables.stage_rows(record):
+            stages.add_row(*(cell.text for cell in row))
+        parts.append(stages)
+    if record.pairs:
+        pairs = _table(f"look-alikes of {record.shown}: MSE", *tables.pair_titles(record))
+        for row in tables.pair_rows(record):
+            pairs.add_row(*(cell.text for cell in row))
+        parts.append(pairs)
+    with console.capture() as captured:
+        console.print(*parts, sep="\n")
     return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
 
 

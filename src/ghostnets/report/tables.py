@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ghostnets.records import Decision, Outcome, Pairing, UpgradeRecord
+from ghostnets.records import Decision, Inspection, Matches, Outcome, Pairing, UpgradeRecord
 
 ABSENT = "–"
 MINUS = "−"
@@ -370,3 +370,61 @@ def _signed(value: float, digits: int) -> str:
 
 def _signless_zero(text: str) -> str:
     return text.lstrip("+-") if not float(text) else text
+
+
+# --- of an inspection
+
+LAYER_TITLES = ("maps", "size", "≤ 1 %", "≤ 5 %", "≤ 10 %", "effective", "constant", "MACs, M", "time", "")
+STAGE_TITLES = ("maps", "size", "≤ 1 %", "≤ 5 %", "≤ 10 %", "")
+
+
+def layer_rows(record: Inspection) -> list[tuple[Cell, ...]]:
+    """One a convolution: its maps, the shares of them that another map makes within an error, and its cost."""
+    return [
+        (
+            Cell(layer.name), Cell(str(layer.channels), layer.channels), _size(layer.size), *_within(layer.matches),
+            Cell(f"{layer.rank:.1f}", layer.rank) if layer.matches else Cell(ABSENT),
+            Cell(str(layer.matches.dead), layer.matches.dead) if layer.matches else Cell(ABSENT),
+            millions(layer.macs),
+            Cell(ABSENT) if layer.milliseconds is None else Cell(f"{layer.milliseconds:.2f} ms", layer.milliseconds),
+            Cell(layer.note),
+        )
+        for layer in record.layers
+    ]  # fmt: skip
+
+
+def stage_rows(record: Inspection) -> list[tuple[Cell, ...]]:
+    """One a stage: how many of its last block's maps follow from its first block's."""
+    return [
+        (
+            Cell(f"{stage.name} ({len(stage.blocks)} blocks)"), Cell(str(stage.channels), stage.channels), _size(stage.size),
+            *_within(stage.matches), Cell(stage.note),
+        )
+        for stage in record.stages
+    ]  # fmt: skip
+
+
+def pair_titles(record: Inspection) -> tuple[str, ...]:
+    """Of the filters' sizes."""
+    return tuple(f"d = {kernel}" for kernel in record.pairs[0].kernels) if record.pairs else ()
+
+
+def pair_rows(record: Inspection) -> list[tuple[Cell, ...]]:
+    """The paper's Table 2 for the shown layer: raw errors, and in brackets those over the map's variance."""
+    return [
+        (
+            Cell(f"map {pair.target} from map {pair.source}"),
+            *(Cell(f"{mse:.3g} ({100 * nmse:.1f} %)", mse) for mse, nmse in zip(pair.mse, pair.nmse, strict=True)),
+        )
+        for pair in record.pairs
+    ]  # fmt: skip
+
+
+def _size(size: tuple[int, int]) -> Cell:
+    return Cell(f"{size[0]}×{size[1]}", size[0] * size[1])
+
+
+def _within(matches: Matches | None) -> tuple[Cell, ...]:
+    if matches is None:
+        return (Cell(ABSENT),) * 3
+    return tuple(Cell(f"{100 * share:.0f} %", share) for share in matches.within)

@@ -186,7 +186,7 @@ class PairMoments:
         rows = torch.cat([seen, torch.ones(*seen.shape[:2], 1)], 2).permute(1, 2, 0)  # (n, q, S)
         self.gram += rows @ rows.transpose(1, 2)
         self.cross += (rows.reshape(-1, rows.shape[2]) @ wanted).view(*rows.shape[:2], -1)
-        self.square += wanted.square().sum(0, dtype=torch.float64)
+        self.square += wanted.double().square().sum(0)
         self.total += wanted.sum(0, dtype=torch.float64)
         self.count += len(wanted)
 

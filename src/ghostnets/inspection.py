@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole inspection as one function: a network and images in; a folder with records, pictures and a page out."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ghostnets.errors import UserError
+from ghostnets.inspecting.layers import Stage, layers_of, maps_of, stages_of, times
+from ghostnets.inspecting.pairs import look_alikes, pair_errors
+from ghostnets.inspecting.redundancy import matches_of, redundancy
+from ghostnets.inspecting.thumbnails import Arrays, chosen, grey, thumbnails
+from ghostnets.measure.latency import environment
+from ghostnets.models.weights import load_weights
+from ghostnets.prediction import Classifier, decode, image_files, load_classifier
+from ghostnets.pretrained import build, is_file
+from ghostnets.records import Inspection, LayerMaps, is_partial, write_bytes, write_json
+from ghostnets.training import image_folder
+from ghostnets.training.data import (
+    FOLDER_SIZE,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    NAMES,
+    load_dataset,
+    normalisation,
+    normalise,
+)
+from ghostnets.training.draw import generator
+from ghostnets.upgrading.calibration import Chunks, Progress, quiet
+
+RECORD, MAPS = "inspection.json", "maps.npz"
+
+CHUNK_PIXELS = 8 * 224 * 224
+"""Of the images that go through the network together."""
+
+LARGE = 112
+"""Pixels: the longest side of the shown layer's maps in the pictures."""
+
+LIKELY = 8
+"""Maps, and pixels of their shorter side, that a layer should have to be worth showing."""
+
+
+def inspect(
+    model: nn.Module,
+    pixels: Tensor,
+    out: str | Path,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    model_name: str = "model",
+    data_name: str = "images",
+    layer: str | None = None,
+    kernel: int = 3,
+    seed: int = 0,
+    command: list[str] | None = None,
+    progress: Progress = quiet,
+) -> Inspection:
+    """Look at ``model`` on images, uint8 (N, C, H, W); what is found lies in the folder ``out``.
+
+    ``layer`` names the module whose maps are drawn (default: the first block's of the first stage, else the most redundant
+    layer's). The network stays as it is.
+
+    Raises UserError where there is no image, the network has no convolution or does not take the images, ``layer`` is no
+    module with maps, or the folder holds something else.
+    """
+    out = Path(out)
+    take(out)
+    if not len(pixels):
+        raise UserError("there is no image to look at")
+    model = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    chunks, count = _chunks(pixels, mean, std), len(pixels)
+    first = normalise(pixels[:1], mean, std)
+    layers, stages = layers_of(model, first), stages_of(model, first)
+    if layer is not None:
+        maps_of(model, layer, first)
+    looked, rows = redundancy(
+        model, chunks, layers, stages, images=count, kernel=kernel, seed=seed,
+        milliseconds=times(model, layers, first), progress=progress,
+    )  # fmt: skip
+    shown = layer or _default(looked, stages)
+    matches = next((one.matches for one in looked if shown in {one.name, one.end}), None) or matches_of(
+        model, chunks, shown, first, images=count, kernel=kernel, seed=seed
+    )
+    pairs = look_alikes(matches) if matches is not None else ()
+    pairs = look_alikes(matches) if matches is not None else ()
+    record = Inspection(
+        model=model_name, data=data_name, images=count, kernel=kernel, seed=seed, layers=looked, stages=rows, shown=shown,
+        pairs=pair_errors(model, chunks, shown, pairs, images=count, seed=seed),
+        environment=environment() | ({"command": command} if command else {}),
+    )  # fmt: skip
+    ends = {f"layer:{one.name}": (one.end, chosen(one.channels, one.matches)) for one in looked}
+    arrays = thumbnails(model, first, ends) | {"image": pixels[0].permute(1, 2, 0).numpy()}
+    arrays["shown"] = grey(maps_of(model, shown, first)[0], LARGE)
+    write_bytes(out / MAPS, _packed(arrays))
+    write_json(out / RECORD, record)
+    return record
+
+
+def opened(
+    source: str,
+    *,
+    weights: Path | None = None,
+    num_classes: int | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    size: tuple[int, int] | None = None,
+    trust_code: bool = False,
+) -> Classifier:
+    """The network in a folder, on the hub, in the catalogue (with ``weights``, where it does not come with some) or in a
+    file of the user's, and the images it expects; what is not known is taken to be as ImageNet has it.
+
+    Raises UserError where there is no such network, or no weights.
+    """
+    if weights is None and not is_file(source):
+        known = load_classifier(source, trust_code=trust_code)
+    else:
+        model = build(source, num_classes=None if is_file(source) else num_classes)
+        if weights is not None:
+            load_weights(model, weights)
+        channels = next((part.in_channels for part in model.modules() if isinstance(part, nn.Conv2d)), 3)
+        height, width = getattr(model, "input_size", FOLDER_SIZE)
+        known = Classifier(
+            model=model.eval(), input_size=(channels, height, width), mean=normalisation("mean", None, IMAGENET_MEAN, channels),
+            std=normalisation("std", None, IMAGENET_STD, channels), classes=(), crop=image_folder.CROP_FRACTION,
+            interpolation="bilinear", rescale=False,
+        )  # fmt: skip
+    channels, height, width = known.input_size
+    height, width = size or (height, width)
+    return replace(
+        known, mean=normalisation("mean", mean, known.mean, channels), std=normalisation("std", std, known.std, channels),
+        input_size=(channels, height, width),
+    )  # fmt: skip
+
+
+def images_for(
+    classifier: Classifier, data: str | None, files: Sequence[Path], *, data_dir: Path | None, count: int, seed: int
+) -> tuple[Tensor, tuple[str, ...]]:
+    """uint8 images (N, C, H, W) as the network expects them, and what must be said of them: the ``files``, or ``count``
+    training images drawn from a set in memory or a folder.
+
+    Raises UserError where there is none that can be decoded.
+    """
+    if (data is None) == (not files):
+        raise UserError("name either image files or --data (digits, cifar10, cifar100 or a folder of images)")
+    channels, *size = classifier.input_size
+    if data is not None and data in NAMES:
+        found = load_dataset(data, data_dir=data_dir, size=(size[0], size[1]), channels=channels).train.pixels
+        return found[torch.randperm(len(found), generator=generator(seed, 2))[:count]], ()
+    if data is not None:
+        if not Path(data).is_dir():
+            raise UserError(f"there is no data set or folder {data!r}: choose {', '.join(NAMES)} or a folder of images")
+        if data_dir is not None:
+            raise UserError(f"--data-dir {data_dir} is where CIFAR lies, and {data} was asked: leave it out")
+        listed = image_files([Path(data) / "train"] if (Path(data) / "train").is_dir() else [data])
+        order = torch.randperm(len(listed), generator=generator(seed, 2))[:count]
+        files = [listed[k] for k in order.tolist()]
+    decoded = [(path, decode(path, classifier)) for path in image_files(files)]
+    notes = tuple(f"{path} {reason}, and is left out" for path, reason in decoded if isinstance(reason, str))
+    kept = [image for _, image in decoded if isinstance(image, Tensor)]
+    if not kept:
+        raise UserError(f"there is no image that can be decoded: {notes[0].removesuffix(', and is left out')}")
+    return torch.stack(kept), notes
+
+
+def take(out: Path) -> None:
+    """Raises UserError where the folder cannot be used, or holds something that no inspection has left."""
+    try:
+        found = sorted(path.name for path in out.iterdir() if not is_partial(path)) if out.exists() else []
+    except OSError as error:
+        raise UserError(f"{out} cannot be used as a folder: {error.strerror or error}") from None
+    if found and RECORD not in found:
+        raise UserError(f"{out} is not empty and holds no inspection ({found[0]}): choose another folder")
+
+
+def _chunks(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Chunks:
+    size = max(1, CHUNK_PIXELS // (pixels.shape[2] * pixels.shape[3]))
+
+    def chunks() -> Iterator[Tensor]:
+        return (normalise(part, mean, std) for part in pixels.split(size))
+
+    return chunks
+
+
+def _default(layers: Sequence[LayerMaps], stages: Sequence[Stage]) -> str:
+    """As in the paper's Figure 1 what the first block gives out; where there are no blocks, the most redundant layer of some
+    size.
+    """
+    if stages:
+        return stages[0].blocks[0]
+    told = [one for one in layers if one.matches is not None]
+    likely = [one for one in told if one.channels >= LIKELY and min(one.size) >= LIKELY]
+    best = max(likely or told, key=lambda one: one.matches.within[-1] if one.matches else 0.0, default=layers[0])
+    return best.end
+
+
+def _packed(arrays: Arrays) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # pyright: ignore[reportArgumentType]
+    return buffer.getvalue()
