@@ -230,3 +230,21 @@ def test_rand_augment_is_torchvisions_image_by_image() -> None:
     x, _ = batcher(recipe)(batch)
     assert torch.equal(x, normalise(torch.stack(images), MEAN, STD))
     assert not torch.equal(torch.stack(images), batch.pixels)
+
+
+def test_small_images_first_then_whole_ones() -> None:
+    """Half the side with a triangle over four pixels: 1, 3, 3 and 1 eighths, along both axes."""
+    recipe = replace(PLAIN, low_res=0.5, low_res_epochs=2)
+    early, late = drawn(8, height=12, width=8, epoch=1), drawn(8, height=12, width=8, epoch=2)
+    (small, _), (whole, _) = batcher(recipe)(early), batcher(recipe)(late)
+    assert small.shape == (8, 3, 6, 4)
+    assert whole.shape == (8, 3, 12, 8)
+    large = normalise(early.pixels, MEAN, STD).double()
+    weights = torch.tensor([1, 3, 3, 1], dtype=torch.float64) / 8
+    wanted = torch.einsum("i,j,nchwij->nchw", weights, weights, large.unfold(2, 4, 2).unfold(3, 4, 2))
+    torch.testing.assert_close(small[:, :, 1:-1, 1:-1].double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_the_smallest_image_still_has_a_pixel() -> None:
+    small, _ = batcher(replace(PLAIN, low_res=0.1, low_res_epochs=9))(drawn(8, height=4, width=6))
+    assert small.shape == (8, 3, 1, 1)

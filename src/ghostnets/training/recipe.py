@@ -86,6 +86,11 @@ class Recipe:
     mixup_off_epoch: float | None = None
     """From when on images are no longer mixed."""
 
+    low_res: float = 1.0
+    """Share of their sides that images are scaled down to at first, which is faster."""
+    low_res_epochs: float = 0.0
+    """For so long."""
+
     model_ema_decay: float | None = None
     """Of the weights' moving average, a step; what is returned is the average then."""
 
@@ -138,8 +143,9 @@ _RANGES = (
     ("decay_rate reprob kd_alpha model_ema_decay", 0, 1),
     ("smoothing drop", 0, 0.999),
     ("clip_grad kd_temperature", 1e-6, 1e6),
-    ("warmup_epochs head_epochs mixup_off_epoch", 0, 1e6),
+    ("warmup_epochs head_epochs mixup_off_epoch low_res_epochs", 0, 1e6),
     ("layer_decay", 1e-3, 1),
+    ("low_res", 0.1, 1),
     ("padding", 0, 512),
 )
 
