@@ -23,6 +23,8 @@ from ghostnets.models.weights import load_weights
 from ghostnets.prediction import Classifier, decode, image_files, load_classifier
 from ghostnets.pretrained import build, is_file
 from ghostnets.records import Inspection, LayerMaps, is_partial, write_bytes, write_json
+from ghostnets.report import maps
+from ghostnets.report.page import write_report
 from ghostnets.training import image_folder
 from ghostnets.training.data import (
     FOLDER_SIZE,
@@ -63,7 +65,7 @@ def inspect(
     command: list[str] | None = None,
     progress: Progress = quiet,
 ) -> Inspection:
-    """Look at ``model`` on images, uint8 (N, C, H, W); what is found lies in the folder ``out``.
+    """Look at ``model`` on images, uint8 (N, C, H, W); what is found lies in the folder ``out``, with a page that shows it.
 
     ``layer`` names the module whose maps are drawn (default: the first block's of the first stage, else the most redundant
     layer's). The network stays as it is.
@@ -101,6 +103,11 @@ def inspect(
     arrays["shown"] = grey(maps_of(model, shown, first)[0], LARGE)
     write_bytes(out / MAPS, _packed(arrays))
     write_json(out / RECORD, record)
+    if record.pairs:
+        figure = maps.look_alikes(record, arrays)
+        write_bytes(out / "look-alikes.png", maps.to_png(figure))
+        write_bytes(out / "look-alikes.svg", maps.to_svg(figure))
+    write_report(out)
     return record
 
 

@@ -91,4 +91,4 @@ def inspect(
     if as_json:
         print(json.dumps(to_json(record), indent=1))
     else:
-        print(inspection_summary(record, Console(highlight=False)), f"records: {out}", sep="\n")
+        print(inspection_summary(record, Console(highlight=False)), f"report: {out / 'report.html'}", sep="\n")

@@ -122,6 +122,14 @@ def to_png(figure: Figure, dpi: int = 150) -> bytes:
     return target.getvalue()
 
 
+def to_svg(figure: Figure) -> bytes:
+    """The same as SVG, the maps in it as pixels."""
+    target = io.BytesIO()
+    with matplotlib.rc_context({**STYLE, "svg.fonttype": "path"}):
+        figure.savefig(target, format="svg", metadata={"Date": None, "Creator": None})
+    return target.getvalue()
+
+
 def _kept(record: Inspection, count: int) -> list[int]:
     """As many as fit, those of the pairs among them."""
     paired = [side for pair in record.pairs for side in (pair.source, pair.target)]

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import statistics
 from collections.abc import Sequence
@@ -12,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from ghostnets.errors import UserError
 from ghostnets.records import Pairing, Plan, UpgradeRecord, from_json, read_json, write_text
-from ghostnets.report import figures, tables
+from ghostnets.report import figures, inspection_page, tables
+from ghostnets.report.templating import filled
 
 REPORT = "report.html"
 
@@ -41,12 +38,15 @@ class Curve(NamedTuple):
 
 
 def write_report(directory: Path) -> Path:
-    """Draw ``report.html`` from the records in the folder and return its path.
+    """Draw ``report.html`` from the records in the folder, of an upgrade or an inspection, and return its path.
 
-    Raises UserError where ``upgrade.json`` is missing or a record cannot be read.
+    Raises UserError where there are none, or one cannot be read.
     """
     page = directory / REPORT
-    write_text(page, render(read_records(directory)))
+    if (directory / inspection_page.RECORD).exists():
+        write_text(page, inspection_page.render(directory))
+    else:
+        write_text(page, render(read_records(directory)))
     return page
 
 
@@ -71,8 +71,9 @@ def render(records: Records) -> str:
     replanned = records.plan is not None and tuple(d.outcome() for d in decisions) != upgrade.sites
     done = decisions if decisions and not replanned else upgrade.sites  # the plan says more of each site
     rows = tables.site_rows(done, records.pairings or ())
-    styles, script = (_environment.loader_text(name) for name in ("report.css", "report.js"))
-    return _environment.get_template("report.html.j2").render(
+    return filled(
+        "upgrade.html.j2",
+        title=f"{upgrade.model} · Ghost upgrade",
         records=records,
         upgrade=upgrade,
         date=_date(records),
@@ -92,28 +93,7 @@ def render(records: Records) -> str:
         change=tables.change,
         curves=_curves(records.events or ()),
         environment=tables.environment_rows(upgrade.environment),
-        styles=styles,
-        script=script,
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
-
-
-class _Templates(Environment):
-    """Jinja with everything escaped and nothing undefined."""
-
-    def __init__(self) -> None:
-        loader = PackageLoader("ghostnets.report")
-        super().__init__(
-            loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-        )
-
-    def loader_text(self, name: str) -> str:
-        """A file of the template folder as it stands."""
-        loader = cast(PackageLoader, self.loader)
-        return loader.get_source(self, name)[0]
-
-
-_environment = _Templates()
 
 
 def _read_pairings(path: Path) -> tuple[Pairing, ...]:

@@ -374,8 +374,43 @@ def _signless_zero(text: str) -> str:
 
 # --- of an inspection
 
-LAYER_TITLES = ("maps", "size", "≤ 1 %", "≤ 5 %", "≤ 10 %", "effective", "constant", "MACs, M", "time", "")
-STAGE_TITLES = ("maps", "size", "≤ 1 %", "≤ 5 %", "≤ 10 %", "")
+LAYER_TITLES = ("maps", "size", "explained", "≤ 1 %", "≤ 5 %", "≤ 10 %", "effective", "MACs, M", "ms", "note")
+STAGE_TITLES = ("maps", "size", "explained", "≤ 1 %", "≤ 5 %", "≤ 10 %", "note")
+
+
+def explained(matches: Matches | None) -> float | None:
+    """How much of the variance of a layer's maps the best filters of other maps make, 0 to 1: the mean over those that are
+    not constant.
+    """
+    if matches is None:
+        return None
+    live = [1 - nmse for nmse, source in zip(matches.nmse, matches.source, strict=True) if source >= 0]
+    return sum(live) / len(live) if live else None
+
+
+def mean_explained(record: Inspection) -> float | None:
+    """The mean over layers."""
+    found = [value for layer in record.layers if (value := explained(layer.matches)) is not None]
+    return sum(found) / len(found) if found else None
+
+
+def share(value: float | None) -> str:
+    """0 to 1 as a percentage without decimals."""
+    return ABSENT if value is None else f"{100 * value:.0f} %"
+
+
+def inspection_verdict(record: Inspection) -> str:
+    """What was found, in a sentence."""
+    told = [(value, layer) for layer in record.layers if (value := explained(layer.matches)) is not None]
+    if not told:
+        return "Nothing can be said of its maps: they are not finite, constant, or too few."
+    most, layer = max(told, key=lambda pair: pair[0])
+    least, other = min(told, key=lambda pair: pair[0])
+    mean = share(mean_explained(record))
+    return (
+        f"One other map and a {record.kernel}×{record.kernel} filter explain {mean} of a map on average: most in {layer.name} "
+        f"({share(most)}), least in {other.name} ({share(least)})."
+    )
 
 
 def layer_rows(record: Inspection) -> list[tuple[Cell, ...]]:
@@ -383,10 +418,8 @@ def layer_rows(record: Inspection) -> list[tuple[Cell, ...]]:
     return [
         (
             Cell(layer.name), Cell(str(layer.channels), layer.channels), _size(layer.size), *_within(layer.matches),
-            Cell(f"{layer.rank:.1f}", layer.rank) if layer.matches else Cell(ABSENT),
-            Cell(str(layer.matches.dead), layer.matches.dead) if layer.matches else Cell(ABSENT),
-            millions(layer.macs),
-            Cell(ABSENT) if layer.milliseconds is None else Cell(f"{layer.milliseconds:.2f} ms", layer.milliseconds),
+            Cell(f"{layer.rank:.1f}", layer.rank) if layer.matches else Cell(ABSENT), millions(layer.macs),
+            Cell(ABSENT) if layer.milliseconds is None else Cell(f"{layer.milliseconds:.2f}", layer.milliseconds),
             Cell(layer.note),
         )
         for layer in record.layers
@@ -426,5 +459,5 @@ def _size(size: tuple[int, int]) -> Cell:
 
 def _within(matches: Matches | None) -> tuple[Cell, ...]:
     if matches is None:
-        return (Cell(ABSENT),) * 3
-    return tuple(Cell(f"{100 * share:.0f} %", share) for share in matches.within)
+        return (Cell(ABSENT),) * 4
+    return tuple(Cell(share(value), value) for value in (explained(matches), *matches.within))

@@ -52,4 +52,65 @@
     addEventListener("hashchange", () => { search.value = ""; filter(); });
     document.getElementById("tools").hidden = false;
   }
+
+  const strip = document.getElementById("strip");
+  if (strip) {
+    const layers = JSON.parse(document.getElementById("layers").textContent);
+    const bars = [...strip.children];
+    const grid = document.getElementById("maps");
+    const words = document.getElementById("map-words");
+    const told = words.textContent;
+
+    const point = (cells, rows, at) => {
+      cells.forEach((cell) => cell.classList.remove("ghost", "source"));
+      words.textContent = told;
+      if (at === undefined) return;
+      const { map, from, error } = rows[at];
+      cells[at].classList.add("ghost");
+      const source = rows.findIndex((row) => row.map === from);
+      if (source >= 0) cells[source].classList.add("source");
+      words.textContent = from < 0 ? `Map ${map} says nothing of its own.` : `Map ${map} follows from map ${from} up to ${error} % of its variance${source < 0 ? " (not shown)" : ""}.`;
+    };
+    const show = (number) => {
+      const layer = layers[number];
+      bars.forEach((bar, k) => { bar.setAttribute("aria-pressed", k === number); bar.tabIndex = k === number ? 0 : -1; });
+      document.getElementById("layer-name").textContent = layer.name;
+      document.getElementById("layer-words").textContent = layer.words;
+      const { columns, rows, ratio, sprite } = layer;
+      const cells = layer.maps.map((row, k) => {
+        const cell = document.createElement("button");
+        cell.type = "button";
+        cell.style.backgroundImage = `url(${sprite})`;
+        cell.style.backgroundSize = `${100 * columns}% ${100 * rows}%`;
+        const x = k % columns, y = Math.floor(k / columns);
+        cell.style.backgroundPosition = `${columns > 1 ? 100 * x / (columns - 1) : 0}% ${rows > 1 ? 100 * y / (rows - 1) : 0}%`;
+        cell.style.aspectRatio = `${1 / ratio}`;
+        cell.setAttribute("aria-label", `map ${row.map}`);
+        for (const start of ["pointerenter", "focus"]) cell.addEventListener(start, () => point(cells, layer.maps, k));
+        for (const end of ["pointerleave", "blur"]) cell.addEventListener(end, () => point(cells, layer.maps));
+        return cell;
+      });
+      grid.replaceChildren(...cells);
+      point(cells, layer.maps);
+      document.getElementById("layer").hidden = false;
+    };
+    bars.forEach((bar, k) => {
+      bar.addEventListener("click", () => show(k));
+      bar.addEventListener("keydown", (event) => {
+        const next = { ArrowRight: k + 1, ArrowLeft: k - 1, Home: 0, End: bars.length - 1 }[event.key];
+        if (next === undefined || !bars[next]) return;
+        event.preventDefault();
+        show(next);
+        bars[next].focus();
+      });
+    });
+    const colour = document.getElementById("colour");
+    colour.hidden = false;
+    colour.addEventListener("change", (event) => { strip.dataset.colour = event.target.value; });
+    document.querySelectorAll("table.sites tbody tr").forEach((row) => {
+      row.classList.add("chosen");
+      row.addEventListener("click", () => { show(row.cells[0].dataset.value - 1); document.getElementById("h-strip").scrollIntoView({ block: "start" }); });
+    });
+    if (bars.length) show(Math.max(0, layers.findIndex((layer) => layer.maps.length)));
+  }
 }

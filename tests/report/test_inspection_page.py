@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page of an inspection, held against the record and the maps it was drawn from."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ghostnets.errors import UserError
+from ghostnets.records import Inspection, LayerMaps, Matches, PairError, StageMaps, write_json
+from ghostnets.report.page import write_report
+from pages import Tree
+
+HOSTILE = "a</script><b>&\"'"
+
+
+def layer(name: str, channels: int, nmse: list[float], source: list[int], **more: Any) -> LayerMaps:
+    matches = Matches(
+        source=tuple(source),
+        mse=tuple(2 * n for n in nmse),
+        nmse=tuple(nmse),
+        within=(0.25, 0.5, 0.75),
+        dead=source.count(-1),
+    )
+    return LayerMaps(
+        name=name, end=name, channels=channels, size=(8, 6), kernel_size=(3, 3), stride=(1, 1), groups=1, macs=1_500_000,
+        milliseconds=0.5, matches=matches, rank=2.5, **more,
+    )  # fmt: skip
+
+
+RECORD = Inspection(
+    model="net", data="noise", images=9, kernel=3, seed=4, shown="one",
+    layers=(
+        layer("one", 4, [0.2, 0.4, 0.6, 0.0], [1, 0, 1, -1], note="1 of its maps are constant"),
+        replace(layer("two", 2, [0.1, 0.1], [1, 0]), matches=None, rank=0.0, note="some of its maps are NaN or infinite"),
+        replace(layer(HOSTILE, 2, [0.9, 0.9], [1, 0]), milliseconds=2.0),
+    ),
+    stages=(StageMaps(name="stage", blocks=("a", "b", "c"), channels=2, size=(4, 4), matches=layer("x", 2, [0.3, 0.1], [0, 0]).matches),),
+    pairs=(PairError(source=1, target=0, kernels=(1, 3), mse=(0.5, 0.4), nmse=(0.25, 0.2)),),
+)  # fmt: skip
+
+
+def arrays() -> dict[str, np.ndarray]:
+    chance = np.random.default_rng(0)
+    found: dict[str, np.ndarray] = {
+        "image": chance.integers(256, size=(16, 12, 3), dtype=np.uint8),
+        "shown": chance.integers(256, size=(4, 8, 6), dtype=np.uint8),
+    }
+    for one in RECORD.layers:
+        found[f"layer:{one.name}"] = chance.integers(256, size=(one.channels, 8, 6), dtype=np.uint8)
+        found[f"layer:{one.name}#"] = np.arange(one.channels, dtype=np.int32)
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_json(tmp_path / "inspection.json", RECORD)
+    np.savez(tmp_path / "maps.npz", **arrays())  # pyright: ignore[reportArgumentType]
+    return tmp_path
+
+
+def layers_in(page: str) -> list[dict[str, Any]]:
+    found = re.search(r'<script type="application/json" id="layers">(.*?)</script>', page, re.DOTALL)
+    assert found is not None
+    return json.loads(found[1])
+
+
+def test_the_strip_has_a_bar_a_layer(folder: Path) -> None:
+    page = Tree(write_report(folder).read_text()).open[0]
+    (strip,) = page.all("div", id="strip")
+    bars = strip.all("button")
+    assert [bar.attrs["data-layer"] for bar in bars] == ["0", "1", "2"]
+    styles = [bar.attrs["style"] for bar in bars]
+    assert styles[0] == "--explained: 0.6000; --time: 0.2500"  # 1 less the mean of 0.2, 0.4 and 0.6; 0.5 of 2 ms
+    assert styles[1] == "--explained: 0.0000; --time: 0.2500"
+    assert "explained 60 %" in str(bars[0].attrs["title"])
+    assert "NaN or infinite" in str(bars[1].attrs["title"])
+
+
+def test_the_script_gets_every_map_and_its_source(folder: Path) -> None:
+    found = layers_in(write_report(folder).read_text())
+    assert [one["name"] for one in found] == ["one", "two", HOSTILE]
+    assert found[0]["maps"] == [
+        {"map": 0, "from": 1, "error": 20.0}, {"map": 1, "from": 0, "error": 40.0}, {"map": 2, "from": 1, "error": 60.0},
+        {"map": 3, "from": -1, "error": 0.0},
+    ]  # fmt: skip
+    assert found[1]["maps"][0] == {"map": 0, "from": -1, "error": None}
+    kind, _, data = found[0]["sprite"].partition(",")
+    assert kind == "data:image/webp;base64"
+    sheet = np.array(Image.open(io.BytesIO(base64.b64decode(data))).convert("L")).astype(float)
+    assert sheet.shape == (8, 8 * 6)
+    wanted = np.concatenate([*arrays()["layer:one"], np.zeros((8, 24))], 1)
+    assert np.abs(sheet - wanted).mean() < 30  # noise is the worst that WebP can be given
+    assert np.corrcoef(sheet.ravel(), wanted.ravel())[0, 1] > 0.9
+
+
+def test_the_tables_hold_the_record_s_figures(folder: Path) -> None:
+    page = Tree(write_report(folder).read_text()).open[0]
+    (table,) = page.all("table", id="site-table")
+    rows = [[cell.text for cell in row.children] for row in table.all("tr")]
+    assert rows[1] == [
+        "1",
+        "one",
+        "4",
+        "8×6",
+        "60 %",
+        "25 %",
+        "50 %",
+        "75 %",
+        "2.5",
+        "1.500",
+        "0.50",
+        "1 of its maps are constant",
+    ]
+    assert rows[2][4:9] == ["–"] * 5
+    assert page.all("td", **{"data-value": "0.6"})
+    assert "map 0 from map 1 0.5 (25.0 %) 0.4 (20.0 %)" in page.text
+    assert "stage (3 blocks) 2 4×4 80 %" in page.text
+
+
+def test_the_look_alikes_are_a_picture(folder: Path) -> None:
+    (picture,) = Tree(write_report(folder).read_text()).open[0].all("img")
+    kind, _, data = str(picture.attrs["src"]).partition(",")
+    assert kind == "data:image/png;base64"
+    assert Image.open(io.BytesIO(base64.b64decode(data))).width > 400
+
+
+def test_names_from_outside_stay_text(folder: Path) -> None:
+    page = write_report(folder).read_text()
+    assert "</script><b>" not in page
+    Tree(page)
+
+
+def test_the_same_records_give_the_same_bytes(folder: Path) -> None:
+    first = write_report(folder).read_bytes()
+    assert write_report(folder).read_bytes() == first
+
+
+def test_without_maps_the_figures_are_still_drawn(folder: Path) -> None:
+    (folder / "maps.npz").unlink()
+    page = write_report(folder).read_text()
+    assert "its maps were not kept" in layers_in(page)[0]["words"]
+    assert "<img" not in page
+    assert Tree(page).open[0].all("table", id="site-table")
+
+
+def test_an_inspection_of_which_nothing_can_be_said(folder: Path) -> None:
+    nothing = replace(RECORD, layers=RECORD.layers[1:2], stages=(), pairs=())
+    write_json(folder / "inspection.json", nothing)
+    page = Tree(write_report(folder).read_text()).open[0]
+    assert "Nothing can be said of its maps" in page.text
+
+
+@pytest.mark.parametrize("content", [b"", b"nothing", b"PK\x03\x04 cut off"])
+def test_damaged_maps_are_named(folder: Path, content: bytes) -> None:
+    (folder / "maps.npz").write_bytes(content)
+    with pytest.raises(UserError, match=r"maps\.npz cannot be read: .*; delete it to draw the page without maps"):
+        write_report(folder)
+    assert not (folder / "report.html").exists()
