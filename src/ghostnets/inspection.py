@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ghostnets.errors import UserError
-from ghostnets.inspecting.layers import Stage, layers_of, maps_of, stages_of, times
+from ghostnets.inspecting.layers import Layer, Stage, layers_of, maps_of, stages_of, times
 from ghostnets.inspecting.pairs import look_alikes, pair_errors
 from ghostnets.inspecting.redundancy import matches_of, redundancy
 from ghostnets.inspecting.thumbnails import Arrays, chosen, grey, thumbnails
@@ -25,6 +25,7 @@ from ghostnets.pretrained import build, is_file
 from ghostnets.records import Inspection, LayerMaps, is_partial, write_bytes, write_json
 from ghostnets.report import maps
 from ghostnets.report.page import write_report
+from ghostnets.report.tables import explained
 from ghostnets.training import image_folder
 from ghostnets.training.data import (
     FOLDER_SIZE,
@@ -87,8 +88,8 @@ def inspect(
         model, chunks, layers, stages, images=count, kernel=kernel, seed=seed,
         milliseconds=times(model, layers, first), progress=progress,
     )  # fmt: skip
-    shown = layer or _default(looked, stages)
-    matches = next((one.matches for one in looked if shown in {one.name, one.end}), None) or matches_of(
+    shown = layer or _default(layers, looked, stages)
+    matches = next((one.matches for one in looked if one.end == shown), None) or matches_of(
         model, chunks, shown, first, images=count, kernel=kernel, seed=seed
     )
     pairs = look_alikes(matches) if matches is not None else ()
@@ -98,7 +99,10 @@ def inspect(
         pairs=pair_errors(model, chunks, shown, pairs, images=count, seed=seed),
         environment=environment() | ({"command": command} if command else {}),
     )  # fmt: skip
-    ends = {f"layer:{one.name}": (one.end, chosen(one.channels, one.matches)) for one in looked}
+    ends = {
+        f"layer:{layer.name}": (layer.end, chosen(layer.channels, one.matches))
+        for layer, one in zip(layers, looked, strict=True)
+    }
     arrays = thumbnails(model, first, ends) | {"image": pixels[0].permute(1, 2, 0).numpy()}
     arrays["shown"] = grey(maps_of(model, shown, first)[0], LARGE)
     write_bytes(out / MAPS, _packed(arrays))
@@ -196,16 +200,16 @@ def _chunks(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> 
     return chunks
 
 
-def _default(layers: Sequence[LayerMaps], stages: Sequence[Stage]) -> str:
+def _default(layers: Sequence[Layer], looked: Sequence[LayerMaps], stages: Sequence[Stage]) -> str:
     """As in the paper's Figure 1 what the first block gives out; where there are no blocks, the most redundant layer of some
     size.
     """
     if stages:
         return stages[0].blocks[0]
-    told = [one for one in layers if one.matches is not None]
-    likely = [one for one in told if one.channels >= LIKELY and min(one.size) >= LIKELY]
-    best = max(likely or told, key=lambda one: one.matches.within[-1] if one.matches else 0.0, default=layers[0])
-    return best.end
+    told = [(layer, explained(one.matches) or 0.0) for layer, one in zip(layers, looked, strict=True)]
+    likely = [pair for pair in told if pair[0].channels >= LIKELY and min(pair[0].size) >= LIKELY]
+    best, _ = max(likely or told, key=lambda pair: pair[1])
+    return best.name if best.end.call else best.end.module
 
 
 def _packed(arrays: Arrays) -> bytes:

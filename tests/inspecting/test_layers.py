@@ -39,7 +39,7 @@ class Odd(nn.Module):
 
 def test_any_forward_will_do() -> None:
     found = {layer.name: layer for layer in layers_of(Odd(), EXAMPLE)}
-    assert {name: layer.end for name, layer in found.items()} == {"first": "norm", "twice": "act"}
+    assert {name: str(layer.end) for name, layer in found.items()} == {"first": "norm", "twice": "act"}
     assert found["twice"].size == (16, 16)
     assert found["twice"].macs == 4 * 4 * 9 * 16 * 16
 
@@ -48,15 +48,31 @@ def test_a_residual_network_s_layers_end_before_the_addition() -> None:
     model = create_model("resnet20")
     found = layers_of(model, EXAMPLE)
     assert [layer.name for layer in found[:3]] == ["conv1", "layer1.0.conv1", "layer1.0.conv2"]
-    assert [layer.end for layer in found[:3]] == ["act1", "layer1.0.act1", "layer1.0.bn2"]
+    assert [str(layer.end) for layer in found[:3]] == ["act1", "layer1.0.act1", "layer1.0.bn2"]
     linear = model.get_submodule("linear")
     assert isinstance(linear, nn.Linear)
     assert sum(layer.macs for layer in found) == total_macs(model, EXAMPLE) - linear.weight.numel()
 
 
+def test_an_activation_may_serve_many_layers() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.relu = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 6, 1), nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.relu(self.b(self.relu(self.a(x)))).mean((2, 3))
+
+    found = layers_of(Shared(), EXAMPLE)
+    assert [(layer.name, str(layer.end), layer.channels) for layer in found] == [
+        ("a", "relu", 4),
+        ("b", "relu (call 2)", 6),
+    ]
+
+
 def test_an_identity_is_no_layer_s_end() -> None:
     """Option A's shortcut is one, and reads what the layer before the block gives out."""
-    assert "downsample" not in " ".join(layer.end for layer in layers_of(create_model("resnet20"), EXAMPLE))
+    assert "downsample" not in " ".join(layer.end.module for layer in layers_of(create_model("resnet20"), EXAMPLE))
 
 
 @pytest.mark.parametrize(

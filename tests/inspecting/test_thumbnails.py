@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from ghostnets.inspecting.layers import Place
 from ghostnets.inspecting.thumbnails import chosen, grey, thumbnails
 from ghostnets.records import Matches
 
@@ -54,7 +55,7 @@ def test_ghosts_are_kept_with_what_they_are_made_from() -> None:
 def test_the_thumbnails_are_of_the_very_maps() -> None:
     model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 1))
     image = torch.randn(1, 3, 10, 10)
-    found = thumbnails(model, image, {"a": ("1", (0, 2, 5)), "b": ("2", (3,)), "c": ("1", (1,))})
+    found = thumbnails(model, image, {"a": (Place("1"), (0, 2, 5)), "b": (Place("2"), (3,)), "c": (Place("1"), (1,))})
     with torch.no_grad():
         first = model[:2](image)[0]
         second = model(image)[0]

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from ghostnets.cli.arguments import figures_of, image_size_of, use_threads
 from ghostnets.errors import UserError
+from ghostnets.folder import check_seed
 from ghostnets.records import to_json
 
 
@@ -68,6 +69,7 @@ def inspect(
     use_threads(threads)
     if count < 1:
         raise UserError(f"--count {count} must be at least 1")
+    check_seed(seed)
     take(out)
     console = Console(stderr=True, highlight=False)
     network = opened(
@@ -84,7 +86,7 @@ def inspect(
 
     with watching(console) as tell, interrupts() as check:
         record = run(
-            network.model, pixels, out, mean=network.mean, std=network.std, model_name=model,
+            network.model, pixels, out, mean=network.mean, std=network.std, model_name=_name(model),
             data_name=data or ", ".join(map(str, images)), layer=layer, kernel=kernel, seed=seed,
             command=["ghostnets", *sys.argv[1:]], progress=progress,
         )  # fmt: skip
@@ -92,3 +94,8 @@ def inspect(
         print(json.dumps(to_json(record), indent=1))
     else:
         print(inspection_summary(record, Console(highlight=False)), f"report: {out / 'report.html'}", sep="\n")
+
+
+def _name(model: str) -> str:
+    """Without the folder that a file or an upgrade lies in."""
+    return Path(model).name if Path(model.partition(":")[0]).exists() else model

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -17,10 +17,16 @@ from rich.table import Table
 from ghostnets.progress import progress
 from ghostnets.records import Inspection, UpgradeRecord
 from ghostnets.report import tables
+from ghostnets.report.tables import Cell
 
 if TYPE_CHECKING:  # PyTorch takes seconds
     from ghostnets.measure.quality import Quality
     from ghostnets.trainer import TrainRecord
+
+TERMINAL = ("maps", "size", "explained", "≤ 5 %", "≤ 10 %", "effective", "ms")
+"""Columns of an inspection that fit beside a layer's name."""
+
+SHOWN_NOTES = 10
 
 SHOWN_CLASSES = 100
 """Rows that a person still reads."""
@@ -106,23 +112,29 @@ def summary(record: UpgradeRecord, console: Console) -> str:
 
 def inspection_summary(record: Inspection, console: Console) -> str:
     """Every layer's share of ghosts, the stages' and the shown pairs."""
-    layers = _table(f"{record.model}, {record.images} images of {record.data}", *tables.LAYER_TITLES)
-    for row in tables.layer_rows(record):
-        layers.add_row(*(cell.text for cell in row))
-    parts: list[Table | str] = [layers]
+    layers = _columns("layer", tables.LAYER_TITLES, tables.layer_rows(record), TERMINAL)
+    parts: list[Table | str] = [f"{record.model}, {record.images} images of {record.data}", layers]
     if record.stages:
-        stages = _table("stage: last block's maps from the first's", *tables.STAGE_TITLES)
-        for row in tables.stage_rows(record):
-            stages.add_row(*(cell.text for cell in row))
-        parts.append(stages)
+        parts.append(_columns("stage: last block from first", tables.STAGE_TITLES, tables.stage_rows(record), TERMINAL))
     if record.pairs:
-        pairs = _table(f"look-alikes of {record.shown}: MSE", *tables.pair_titles(record))
-        for row in tables.pair_rows(record):
-            pairs.add_row(*(cell.text for cell in row))
-        parts.append(pairs)
+        titles = tables.pair_titles(record)
+        parts.append(_columns(f"MSE in {record.shown}", titles, tables.pair_rows(record), titles))
+    told = [*record.layers, *record.stages]
+    parts += [f"{part.name}: {part.note}" for part in told if part.note][:SHOWN_NOTES]
+    parts.append(tables.inspection_verdict(record))
     with console.capture() as captured:
         console.print(*parts, sep="\n")
     return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
+
+
+def _columns(first: str, titles: Sequence[str], rows: Iterable[Sequence[Cell]], shown: Collection[str]) -> Table:
+    """A table of the columns that are ``shown``."""
+    table = _table(first, *(title for title in titles if title in shown))
+    for name, *cells in rows:
+        table.add_row(name.text, *(cell.text for title, cell in zip(titles, cells, strict=True) if title in shown))
+    for column in table.columns:
+        column.no_wrap = True
+    return table
 
 
 def _table(first: str, *others: str) -> Table:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import difflib
 import statistics
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,12 +34,22 @@ TIMED = 5
 """Passes; the median of each layer counts."""
 
 
+class Place(NamedTuple):
+    """One of the calls of a module in a forward pass: an activation may serve many layers."""
+
+    module: str
+    call: int = 0
+
+    def __str__(self) -> str:
+        return self.module if not self.call else f"{self.module} (call {self.call + 1})"
+
+
 @dataclass(frozen=True)
 class Layer:
-    """A convolution, and the module behind it that gives out its finished maps."""
+    """A convolution, and the call that gives out its finished maps: its own, or its norm's or activation's."""
 
     name: str
-    end: str
+    end: Place
     module: nn.Conv2d
     channels: int
     size: tuple[int, int]
@@ -58,19 +68,23 @@ class Stage:
     size: tuple[int, int]
 
 
-Hook = Callable[[str, tuple[Any, ...], Any], None]
-"""Called with a module's name, what went in, and what came out."""
+Hook = Callable[[Place, tuple[Any, ...], Any], None]
+"""Told which call it was, what went in, and what came out."""
 
 
 @contextmanager
-def hooked(model: nn.Module, names: Sequence[str], hook: Hook) -> Generator[None, None, None]:
-    """While the block runs, ``hook`` hears of every call of these modules."""
-    handles = [
-        model.get_submodule(name).register_forward_hook(
-            lambda _module, inputs, output, name=name: hook(name, inputs, output)
-        )
-        for name in names
-    ]
+def hooked(model: nn.Module, names: Iterable[str], hook: Hook) -> Generator[None, None, None]:
+    """While the block runs, ``hook`` hears of every call of these modules, counted from the block's start."""
+    calls = dict.fromkeys(names, 0)
+
+    def counted(name: str) -> Any:
+        def hear(_module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            calls[name] += 1
+            hook(Place(name, calls[name] - 1), inputs, output)
+
+        return hear
+
+    handles = [model.get_submodule(name).register_forward_hook(counted(name)) for name in calls]
     try:
         yield
     finally:
@@ -87,19 +101,19 @@ def layers_of(model: nn.Module, example: Tensor) -> tuple[Layer, ...]:
     owner: dict[int, str] = {}
     kept: list[Any] = []  # so that no two tensors get the same id
 
-    def see(name: str, inputs: tuple[Any, ...], output: Any) -> None:
-        module = model.get_submodule(name)
+    def see(place: Place, inputs: tuple[Any, ...], output: Any) -> None:
+        name, module = place.module, model.get_submodule(place.module)
         kept.extend([inputs, output])
         if not isinstance(output, Tensor) or output.dim() != 4:
             return
         if isinstance(module, nn.Conv2d) and name not in found:
             _, channels, height, width = output.shape
             macs = module.weight.numel() * height * width
-            found[name] = Layer(name, name, module, channels, (height, width), macs)
+            found[name] = Layer(name, place, module, channels, (height, width), macs)
             owner[id(output)] = name
         elif isinstance(module, FOLLOWERS) and inputs and id(inputs[0]) in owner:
             before = found[owner[id(inputs[0])]]
-            found[before.name] = Layer(before.name, name, before.module, before.channels, before.size, before.macs)
+            found[before.name] = Layer(before.name, place, before.module, before.channels, before.size, before.macs)
             owner[id(output)] = before.name
 
     leaves = [name for name, module in model.named_modules() if name and not any(module.children())]
@@ -114,9 +128,9 @@ def stages_of(model: nn.Module, example: Tensor) -> tuple[Stage, ...]:
     """Rows of at least two blocks in one container whose outputs have one shape."""
     shapes: dict[str, tuple[int, ...]] = {}
 
-    def see(name: str, _inputs: tuple[Any, ...], output: Any) -> None:
+    def see(place: Place, _inputs: tuple[Any, ...], output: Any) -> None:
         if isinstance(output, Tensor) and output.dim() == 4:
-            shapes.setdefault(name, tuple(output.shape[1:]))
+            shapes.setdefault(place.module, tuple(output.shape[1:]))
 
     blocks = [name for name, module in model.named_modules() if name and _is_block(module)]
     with hooked(model, blocks, see):
@@ -161,7 +175,7 @@ def maps_of(model: nn.Module, name: str, images: Tensor) -> Tensor:
         raise UserError(f"the network has no module {name!r}{hint}")
     found: list[Tensor] = []
 
-    def see(_name: str, _inputs: tuple[Any, ...], output: Any) -> None:
+    def see(_place: Place, _inputs: tuple[Any, ...], output: Any) -> None:
         if isinstance(output, Tensor) and output.dim() == 4:
             found.append(output.detach().clone())
 
@@ -183,12 +197,12 @@ def times(model: nn.Module, layers: Sequence[Layer], example: Tensor) -> dict[st
 
         return start
 
-    def see(name: str, _inputs: tuple[Any, ...], _output: Any) -> None:
-        taken[name].append(1000 * (time.perf_counter() - started[name]))
+    def see(place: Place, _inputs: tuple[Any, ...], _output: Any) -> None:
+        taken[place.module].append(1000 * (time.perf_counter() - started[place.module]))
 
     handles = [layer.module.register_forward_pre_hook(before(layer.name)) for layer in layers]
     try:
-        with hooked(model, list(taken), see):
+        with hooked(model, taken, see):
             for _ in range(TIMED + 1):
                 run(model, example)
     finally:

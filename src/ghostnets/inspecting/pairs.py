@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ghostnets.errors import UserError
-from ghostnets.inspecting.layers import hooked, run
+from ghostnets.inspecting.layers import Place, hooked, run
 from ghostnets.records import Matches, PairError
 from ghostnets.training.draw import generator
 from ghostnets.upgrading.calibration import Chunks
@@ -78,16 +78,18 @@ def pair_errors(
     sources, targets = ([pair[side] for pair in pairs] for side in (0, 1))
     called = 0
 
-    def see(_name: str, _inputs: tuple[Any, ...], output: Any) -> None:
+    def see(place: Place, _inputs: tuple[Any, ...], output: Any) -> None:
         nonlocal called
+        if place.call:
+            return
         maps = output.detach().float()
         positions = draw_positions(len(maps), (maps.shape[2], maps.shape[3]), rows, generator(seed, 1, called))
         called += 1
         seen = patches(maps[:, sources], positions, maps.shape[3], cheap_window(widest))
         sums.add_(seen.double(), values_at(maps[:, targets], positions).double())
 
-    with hooked(model, [module], see):
-        for chunk in chunks():
+    for chunk in chunks():
+        with hooked(model, [module], see):
             run(model, chunk)
     if not bool(torch.isfinite(sums.cross).all()):
         raise UserError(f"the maps of {module} are NaN or infinite, so no filter can be fitted")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ghostnets.errors import UserError
-from ghostnets.inspecting.layers import Layer, Stage, hooked, maps_of, run
+from ghostnets.inspecting.layers import Layer, Place, Stage, hooked, maps_of, run
 from ghostnets.records import LayerMaps, Matches, StageMaps
 from ghostnets.training.draw import generator
 from ghostnets.upgrading.calibration import Chunks, Progress, quiet
@@ -44,9 +44,9 @@ MEMORY = 10**9
 class Question:
     """How well do the maps of ``target`` follow from those of ``source``, by one filter each?"""
 
-    source: str
-    """A module whose output is the maps."""
-    target: str
+    source: Place
+    """What gives out the maps."""
+    target: Place
     channels: int
     size: tuple[int, int]
     kernel: int
@@ -68,11 +68,11 @@ class Answer:
         self.first: Tensor | None = None
         """Maps of the source that wait for the target's."""
 
-    def see_(self, name: str, maps: Tensor, rows: int) -> None:
+    def see_(self, place: Place, maps: Tensor, rows: int) -> None:
         """Take in what a module of the question has given out."""
-        if name == self.question.source:
+        if place == self.question.source:
             self.first = maps.detach().float()
-        if name != self.question.target or self.first is None:
+        if place != self.question.target or self.first is None:
             return
         source, target, self.first = self.first, maps.detach().float(), None
         if not bool(torch.isfinite(source).all() and torch.isfinite(target).all()):
@@ -138,7 +138,10 @@ def redundancy(
     if kernel < 1 or kernel % 2 == 0:
         raise UserError(f"kernel {kernel} of the cheap filters must be odd and positive")
     of_layers = [_question(layer.end, layer.end, layer.channels, layer.size, kernel) for layer in layers]
-    of_stages = [_question(stage.blocks[0], stage.blocks[-1], stage.channels, stage.size, kernel) for stage in stages]
+    of_stages = [
+        _question(Place(stage.blocks[0]), Place(stage.blocks[-1]), stage.channels, stage.size, kernel)
+        for stage in stages
+    ]
     groups = list(_groups([*of_layers, *of_stages]))
     rows = max(ROWS, -(-ENOUGH // images))
     done: dict[Question, tuple[Matches | None, float, str]] = {}
@@ -162,13 +165,13 @@ def matches_of(
 ) -> Matches | None:
     """The same for any module that gives out maps; None where they say nothing."""
     shape = maps_of(model, module, example).shape
-    answer = Answer(_question(module, module, shape[1], (shape[2], shape[3]), kernel), seed)
+    answer = Answer(_question(Place(module), Place(module), shape[1], (shape[2], shape[3]), kernel), seed)
     for chunk in chunks():
         _ask(model, chunk, [answer], max(ROWS, -(-ENOUGH // images)))
     return _concluded(answer)[0]
 
 
-def _question(source: str, target: str, channels: int, size: tuple[int, int], kernel: int) -> Question:
+def _question(source: Place, target: Place, channels: int, size: tuple[int, int], kernel: int) -> Question:
     """A map of one pixel has no neighbourhood to look at."""
     return Question(source, target, channels, size, 1 if size == (1, 1) else kernel)
 
@@ -186,20 +189,17 @@ def _groups(questions: Sequence[Question]) -> Iterator[list[Question]]:
 
 
 def _ask(model: nn.Module, chunk: Tensor, answers: Sequence[Answer], rows: int) -> None:
-    """Let the network look at the images once, and every answer at its maps; each module counts at its first call."""
-    readers: dict[str, list[Answer]] = {}
+    """Let the network look at the images once, and every answer at its maps."""
+    readers: dict[Place, list[Answer]] = {}
     for answer in answers:
-        for name in {answer.question.source, answer.question.target}:
-            readers.setdefault(name, []).append(answer)
-    called: set[str] = set()
+        for place in {answer.question.source, answer.question.target}:
+            readers.setdefault(place, []).append(answer)
 
-    def see(name: str, _inputs: tuple[Any, ...], output: Any) -> None:
-        if name not in called and isinstance(output, Tensor):
-            called.add(name)
-            for answer in readers[name]:
-                answer.see_(name, output, rows)
+    def see(place: Place, _inputs: tuple[Any, ...], output: Any) -> None:
+        for answer in readers.get(place, ()):
+            answer.see_(place, output, rows)
 
-    with hooked(model, list(readers), see):
+    with hooked(model, [place.module for place in readers], see):
         run(model, chunk)
 
 
@@ -221,7 +221,7 @@ def _concluded(answer: Answer) -> tuple[Matches | None, float, str]:
 
 def _layer(layer: Layer, took: float | None, matches: Matches | None, rank: float, note: str) -> LayerMaps:
     return LayerMaps(
-        name=layer.name, end=layer.end, channels=layer.channels, size=layer.size, kernel_size=_pair(layer.module.kernel_size),
+        name=layer.name, end=str(layer.end), channels=layer.channels, size=layer.size, kernel_size=_pair(layer.module.kernel_size),
         stride=_pair(layer.module.stride), groups=layer.module.groups, macs=layer.macs, milliseconds=took,
         matches=matches, rank=rank, note=note,
     )  # fmt: skip

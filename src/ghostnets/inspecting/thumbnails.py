@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ghostnets.inspecting.layers import hooked, run
+from ghostnets.inspecting.layers import Place, hooked, run
 from ghostnets.records import Matches
 
 MOST = 64
@@ -41,25 +41,24 @@ def chosen(channels: int, matches: Matches | None, most: int = MOST) -> tuple[in
     return tuple(sorted(kept))
 
 
-def thumbnails(model: nn.Module, image: Tensor, ends: Mapping[str, tuple[str, Sequence[int]]]) -> Arrays:
+def thumbnails(model: nn.Module, image: Tensor, ends: Mapping[str, tuple[Place, Sequence[int]]]) -> Arrays:
     """What these layers make of one image (1, C, H, W): for each name, of the maps asked for, ``NAME`` uint8 (n, h, w),
     each map from its own least to its own greatest value, and ``NAME#`` the maps' numbers.
 
-    ``ends`` is name -> (module, maps).
+    ``ends`` is name -> (what gives the maps out, which of them).
     """
     found: Arrays = {}
-    readers: dict[str, list[str]] = {}
-    for name, (module, _) in ends.items():
-        readers.setdefault(module, []).append(name)
+    readers: dict[Place, list[str]] = {}
+    for name, (place, _) in ends.items():
+        readers.setdefault(place, []).append(name)
 
-    def see(module: str, _inputs: tuple[Any, ...], output: Any) -> None:
-        for name in readers[module]:
-            if name not in found:
-                index = list(ends[name][1])
-                found[name] = grey(output[0, index].float())
-                found[f"{name}#"] = np.array(index, dtype=np.int32)
+    def see(place: Place, _inputs: tuple[Any, ...], output: Any) -> None:
+        for name in readers.get(place, ()):
+            index = list(ends[name][1])
+            found[name] = grey(output[0, index].float())
+            found[f"{name}#"] = np.array(index, dtype=np.int32)
 
-    with hooked(model, list(readers), see):
+    with hooked(model, [place.module for place in readers], see):
         run(model, image)
     return found
 

@@ -118,7 +118,7 @@ def to_png(figure: Figure, dpi: int = 150) -> bytes:
     """The figure as a PNG, on white; the same figure gives the same bytes."""
     target = io.BytesIO()
     with matplotlib.rc_context(STYLE):
-        figure.savefig(target, format="png", dpi=dpi, metadata={"Software": None})
+        figure.savefig(target, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.08, metadata={"Software": None})
     return target.getvalue()
 
 
@@ -126,7 +126,9 @@ def to_svg(figure: Figure) -> bytes:
     """The same as SVG, the maps in it as pixels."""
     target = io.BytesIO()
     with matplotlib.rc_context({**STYLE, "svg.fonttype": "path"}):
-        figure.savefig(target, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(
+            target, format="svg", bbox_inches="tight", pad_inches=0.08, metadata={"Date": None, "Creator": None}
+        )
     return target.getvalue()
 
 
