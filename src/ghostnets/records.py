@@ -255,6 +255,52 @@ class Inspection:
     schema: int = SCHEMA
 
 
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """Figures over ``images``; percentages but for ``nll`` (nats an image) and ``ece`` (0 to 1)."""
+
+    images: int
+    top1: float
+    top5: float
+    nll: float
+    ece: float
+    classes: tuple[ClassQuality, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassQuality:
+    """Of one class: how many of its images are recognised, and how many of those said to be it are."""
+
+    name: str
+    images: int
+    recall: float | None
+    """None where it has none."""
+    precision: float | None
+    """None where the network never says it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRecord:
+    """What has come of it: what ``train.json`` holds."""
+
+    model: str
+    data: str
+    recipe: str
+    """As YAML."""
+    seed: int
+    params: int
+    macs: int
+    epochs: float
+    seconds: float
+    images_per_second: float
+    quality: Quality
+    """On the test images, or those held out."""
+    held_out: bool
+    history: tuple[dict[str, Any], ...]
+    environment: dict[str, Any]
+    schema: int = SCHEMA
+
+
 Record = TypeVar("Record")
 
 

@@ -22,12 +22,12 @@ from ghostnets.hub import CONFIG
 from ghostnets.measure.cost import total_macs, total_params
 from ghostnets.measure.latency import environment
 from ghostnets.measure.modes import evaluating
-from ghostnets.measure.quality import Quality
 from ghostnets.models.catalog import create_model
 from ghostnets.models.weights import load_weights
 from ghostnets.prediction import load_classifier
 from ghostnets.pretrained import build, is_file, save_pretrained
-from ghostnets.records import SCHEMA, from_json, read_json, to_json, write_json, write_text
+from ghostnets.records import SCHEMA, Quality, TrainRecord, from_json, read_json, to_json, write_json, write_text
+from ghostnets.report.page import write_report
 from ghostnets.training.checkpoint import checkpoints
 from ghostnets.training.feed import Share
 from ghostnets.training.loop import CHECKPOINT_SECONDS, CHECKPOINTS, Progress, Run, Trained, assess, check_shares
@@ -76,28 +76,6 @@ class TrainRequest:
                 raise UserError(f"{name} {getattr(self, name)} must not be negative")
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainRecord:
-    """What has come of it: what ``train.json`` holds."""
-
-    model: str
-    data: str
-    recipe: str
-    """As YAML."""
-    seed: int
-    params: int
-    macs: int
-    epochs: float
-    seconds: float
-    images_per_second: float
-    quality: Quality
-    """On the test images, or those held out."""
-    held_out: bool
-    history: tuple[dict[str, Any], ...]
-    environment: dict[str, Any]
-    schema: int = SCHEMA
-
-
 def train(
     request: TrainRequest,
     out: str | Path,
@@ -136,6 +114,7 @@ def train(
         own = request.model if is_file(request.model) else None
         save_pretrained(done.model.cpu(), out, dataset=run.source.described(), source=own)
         write_json(out / RECORD, record)
+        write_report(out)
     say({"event": "end", "top1": quality.top1, "nll": quality.nll, "seconds": done.seconds})
     if tracker is not None:
         accelerator.end_training()

@@ -12,11 +12,12 @@ from torch import nn
 
 from ghostnets.errors import UserError
 from ghostnets.hub import is_repository
-from ghostnets.measure.quality import Quality, tally
+from ghostnets.measure.quality import tally
 from ghostnets.models.catalog import TRAINED
 from ghostnets.models.weights import load_weights
 from ghostnets.prediction import Classifier, load_classifier
 from ghostnets.pretrained import build
+from ghostnets.records import Quality
 from ghostnets.training.data import NAMES, normalise
 from ghostnets.training.feed import Share
 from ghostnets.training.pictures import PictureFeed

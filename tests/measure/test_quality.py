@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ghostnets.errors import UserError
 from ghostnets.measure.accuracy import top1
-from ghostnets.measure.quality import BINS, Quality, Tally
+from ghostnets.measure.quality import BINS, Tally
+from ghostnets.records import Quality
 from ghostnets.training.draw import generator
 
 metrics: Any = typed_metrics  # whose types know the figures of two classes alone

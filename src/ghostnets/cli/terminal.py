@@ -8,20 +8,16 @@ import threading
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from contextlib import ExitStack, contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
 from ghostnets.progress import progress
-from ghostnets.records import Inspection, UpgradeRecord
+from ghostnets.records import Inspection, Quality, TrainRecord, UpgradeRecord
 from ghostnets.report import tables
 from ghostnets.report.tables import Cell
-
-if TYPE_CHECKING:  # PyTorch takes seconds
-    from ghostnets.measure.quality import Quality
-    from ghostnets.trainer import TrainRecord
 
 TERMINAL = ("maps", "size", "explained", "≤ 5 %", "≤ 10 %", "effective", "ms")
 """Columns of an inspection that fit beside a layer's name."""

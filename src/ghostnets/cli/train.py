@@ -147,7 +147,12 @@ def train(
     elif as_json:
         print(json.dumps(to_json(record), indent=1))
     else:
-        print(train_summary(record, Console(highlight=False)), f"network: {out}", sep="\n")
+        print(
+            train_summary(record, Console(highlight=False)),
+            f"network: {out}",
+            f"report: {out / 'report.html'}",
+            sep="\n",
+        )
 
 
 def _given(values: Mapping[str, Any]) -> list[str]:

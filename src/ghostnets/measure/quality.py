@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -13,33 +12,10 @@ from torch import Tensor, nn
 from ghostnets.errors import UserError
 from ghostnets.measure.accuracy import Batches
 from ghostnets.measure.modes import evaluating
+from ghostnets.records import ClassQuality, Quality
 
 BINS = 15
 """Of the expected calibration error, equally wide (Guo et al., arXiv:1706.04599)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quality:
-    """Figures over ``images``; percentages but for ``nll`` (nats an image) and ``ece`` (0 to 1)."""
-
-    images: int
-    top1: float
-    top5: float
-    nll: float
-    ece: float
-    classes: tuple[ClassQuality, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassQuality:
-    """Of one class: how many of its images are recognised, and how many of those said to be it are."""
-
-    name: str
-    images: int
-    recall: float | None
-    """None where it has none."""
-    precision: float | None
-    """None where the network never says it."""
 
 
 def tally(network: nn.Module, batches: Batches, classes: int) -> Tally:

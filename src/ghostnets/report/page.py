@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 
 from ghostnets.errors import UserError
 from ghostnets.records import Pairing, Plan, UpgradeRecord, from_json, read_json, write_text
-from ghostnets.report import figures, inspection_page, tables
+from ghostnets.report import figures, inspection_page, tables, training_page
 from ghostnets.report.templating import filled
 
 REPORT = "report.html"
@@ -38,15 +38,17 @@ class Curve(NamedTuple):
 
 
 def write_report(directory: Path) -> Path:
-    """Draw ``report.html`` from the records in the folder, of an upgrade or an inspection, and return its path.
+    """Draw ``report.html`` from the records in the folder, of an upgrade, an inspection or a training run, and return
+    its path.
 
     Raises UserError where there are none, or one cannot be read.
     """
     page = directory / REPORT
-    if (directory / inspection_page.RECORD).exists():
-        write_text(page, inspection_page.render(directory))
-    else:
-        write_text(page, render(read_records(directory)))
+    for other in (inspection_page, training_page):
+        if (directory / other.RECORD).exists():
+            write_text(page, other.render(directory))
+            return page
+    write_text(page, render(read_records(directory)))
     return page
 
 

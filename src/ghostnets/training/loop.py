@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from ghostnets.errors import UserError
 from ghostnets.measure.memory import peak_mib
-from ghostnets.measure.quality import Quality, tally
-from ghostnets.records import to_json
+from ghostnets.measure.quality import tally
+from ghostnets.records import Quality, to_json
 from ghostnets.training.average import Average
 from ghostnets.training.batch import Batcher
 from ghostnets.training.checkpoint import checkpoints, latest, save_checkpoint
