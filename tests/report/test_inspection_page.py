@@ -16,55 +16,16 @@ import pytest
 from PIL import Image
 
 from ghostnets.errors import UserError
-from ghostnets.records import Inspection, LayerMaps, Matches, PairError, StageMaps, write_json
+from ghostnets.records import write_json
 from ghostnets.report.page import write_report
+from made_up import HOSTILE, INSPECTION, inspection_arrays
 from pages import Tree
-
-HOSTILE = "a</script><b>&\"'"
-
-
-def layer(name: str, channels: int, nmse: list[float], source: list[int], **more: Any) -> LayerMaps:
-    matches = Matches(
-        source=tuple(source),
-        mse=tuple(2 * n for n in nmse),
-        nmse=tuple(nmse),
-        within=(0.25, 0.5, 0.75),
-        dead=source.count(-1),
-    )
-    return LayerMaps(
-        name=name, end=name, channels=channels, size=(8, 6), kernel_size=(3, 3), stride=(1, 1), groups=1, macs=1_500_000,
-        milliseconds=0.5, matches=matches, rank=2.5, **more,
-    )  # fmt: skip
-
-
-RECORD = Inspection(
-    model="net", data="noise", images=9, kernel=3, seed=4, shown="one",
-    layers=(
-        layer("one", 4, [0.2, 0.4, 0.6, 0.0], [1, 0, 1, -1], note="1 of its maps are constant"),
-        replace(layer("two", 2, [0.1, 0.1], [1, 0]), matches=None, rank=0.0, note="some of its maps are NaN or infinite"),
-        replace(layer(HOSTILE, 2, [0.9, 0.9], [1, 0]), milliseconds=2.0),
-    ),
-    stages=(StageMaps(name="stage", blocks=("a", "b", "c"), channels=2, size=(4, 4), matches=layer("x", 2, [0.3, 0.1], [0, 0]).matches),),
-    pairs=(PairError(source=1, target=0, kernels=(1, 3), mse=(0.5, 0.4), nmse=(0.25, 0.2)),),
-)  # fmt: skip
-
-
-def arrays() -> dict[str, np.ndarray]:
-    chance = np.random.default_rng(0)
-    found: dict[str, np.ndarray] = {
-        "image": chance.integers(256, size=(16, 12, 3), dtype=np.uint8),
-        "shown": chance.integers(256, size=(4, 8, 6), dtype=np.uint8),
-    }
-    for one in RECORD.layers:
-        found[f"layer:{one.name}"] = chance.integers(256, size=(one.channels, 8, 6), dtype=np.uint8)
-        found[f"layer:{one.name}#"] = np.arange(one.channels, dtype=np.int32)
-    return found
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    write_json(tmp_path / "inspection.json", RECORD)
-    np.savez(tmp_path / "maps.npz", **arrays())  # pyright: ignore[reportArgumentType]
+    write_json(tmp_path / "inspection.json", INSPECTION)
+    np.savez(tmp_path / "maps.npz", **inspection_arrays())  # pyright: ignore[reportArgumentType]
     return tmp_path
 
 
@@ -98,7 +59,7 @@ def test_the_script_gets_every_map_and_its_source(folder: Path) -> None:
     assert kind == "data:image/webp;base64"
     sheet = np.array(Image.open(io.BytesIO(base64.b64decode(data))).convert("L")).astype(float)
     assert sheet.shape == (8, 8 * 6)
-    wanted = np.concatenate([*arrays()["layer:one"], np.zeros((8, 24))], 1)
+    wanted = np.concatenate([*inspection_arrays()["layer:one"], np.zeros((8, 24))], 1)
     assert np.abs(sheet - wanted).mean() < 30  # noise is the worst that WebP can be given
     assert np.corrcoef(sheet.ravel(), wanted.ravel())[0, 1] > 0.9
 
@@ -154,7 +115,7 @@ def test_without_maps_the_figures_are_still_drawn(folder: Path) -> None:
 
 
 def test_an_inspection_of_which_nothing_can_be_said(folder: Path) -> None:
-    nothing = replace(RECORD, layers=RECORD.layers[1:2], stages=(), pairs=())
+    nothing = replace(INSPECTION, layers=INSPECTION.layers[1:2], stages=(), pairs=())
     write_json(folder / "inspection.json", nothing)
     page = Tree(write_report(folder).read_text()).open[0]
     assert "Nothing can be said of its maps" in page.text

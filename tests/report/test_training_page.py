@@ -10,40 +10,17 @@ from pathlib import Path
 import pytest
 
 from ghostnets.cli.app import app
-from ghostnets.records import ClassQuality, Quality, TrainRecord, write_json
+from ghostnets.records import write_json
 from ghostnets.report import training_page
 from ghostnets.report.page import write_report
+from made_up import HOSTILE, TRAINING, TRAINING_REQUEST
 from pages import Tree
-
-HOSTILE = "</script><b>&\"'"
-
-RECORD = TrainRecord(
-    model="net", data="noise", recipe="lr: 0.1\nopt: sgd <b>\n", seed=3, params=437_658, macs=63_050_000, epochs=2.0,
-    seconds=93.0, images_per_second=512.0, held_out=False,
-    quality=Quality(
-        images=1000, top1=92.5, top5=99.75, nll=0.25, ece=0.0125,
-        classes=(
-            ClassQuality(name="cat", images=600, recall=90.0, precision=95.5),
-            ClassQuality(name=HOSTILE, images=0, recall=None, precision=None),
-        ),
-    ),
-    history=(
-        {"epoch": 1.0, "step": 10, "lr": 0.1, "loss": 2.0, "images_per_second": 500.0, "top1": 40.0},
-        {"epoch": 2.0, "step": 20, "lr": 0.05, "loss": 1.0, "images_per_second": 512.0, "top1": 60.0},
-    ),
-    environment={"python": "3.11"},
-)  # fmt: skip
-
-REQUEST = {
-    "model": "ghost_resnet20", "data": "cifar10", "seed": 0, "mean": [0.5, 0.5, 0.25], "hold_out": 5000, "flip": False,
-    "model_kwargs": {"ratio": 4}, "input_size": None, "train_samples": None, "workers": 0, "recipe": {},
-}  # fmt: skip
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    write_json(tmp_path / "run" / "train.json", RECORD)
-    write_json(tmp_path / "run" / "request.json", REQUEST)
+    write_json(tmp_path / "run" / "train.json", TRAINING)
+    write_json(tmp_path / "run" / "request.json", TRAINING_REQUEST)
     return tmp_path / "run"
 
 
@@ -64,15 +41,17 @@ def test_the_curve_is_of_the_history(folder: Path) -> None:
     page = write_report(folder).read_text()
     assert "held-out images" in page
     assert "2 epochs, 512 images/s." in page
-    without = replace(RECORD, history=tuple({k: v for k, v in row.items() if k != "top1"} for row in RECORD.history))
+    without = replace(
+        TRAINING, history=tuple({k: v for k, v in row.items() if k != "top1"} for row in TRAINING.history)
+    )
     write_json(folder / "train.json", without)
     assert "held-out images" not in write_report(folder).read_text()
-    write_json(folder / "train.json", replace(RECORD, history=()))
+    write_json(folder / "train.json", replace(TRAINING, history=()))
     assert "The run noted no epochs" in write_report(folder).read_text()
 
 
 def test_the_command_is_understood_and_asks_for_the_same(folder: Path) -> None:
-    words = shlex.split(training_page.command(REQUEST, folder.name))
+    words = shlex.split(training_page.command(TRAINING_REQUEST, folder.name))
     assert words[:2] == ["ghostnets", "train"]
     _, bound, _ = app.parse_args(words[1:], exit_on_error=False, print_error=False)
     asked = bound.arguments

@@ -69,7 +69,7 @@
       cells[at].classList.add("ghost");
       const source = rows.findIndex((row) => row.map === from);
       if (source >= 0) cells[source].classList.add("source");
-      words.textContent = from < 0 ? `Map ${map} says nothing of its own.` : `Map ${map} follows from map ${from} up to ${error} % of its variance${source < 0 ? " (not shown)" : ""}.`;
+      words.textContent = from < 0 ? `Map ${map} says nothing of its own.` : `Map ${from}${source < 0 ? " (not shown)" : ""} and one filter explain ${(100 - error).toFixed(1)} % of map ${map}.`;
     };
     const show = (number) => {
       const layer = layers[number];
