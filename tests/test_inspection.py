@@ -12,9 +12,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ghostnets.errors import UserError
+from ghostnets.inspecting.layers import maps_of
+from ghostnets.inspecting.thumbnails import grey
 from ghostnets.inspection import images_for, inspect, opened
 from ghostnets.models.catalog import create_model
 from ghostnets.records import Inspection, from_json, read_json
+from ghostnets.training.data import normalise
 
 MEAN, STD = (0.5,) * 3, (0.25,) * 3
 
@@ -75,6 +78,25 @@ def test_maps_that_say_nothing_make_a_record_too(pixels: Tensor, tmp_path: Path)
     record = inspect(model, pixels, tmp_path, mean=MEAN, std=STD)
     assert record.pairs == ()
     assert {layer.note for layer in record.layers} == {"some of its maps are NaN or infinite"}
+
+
+def test_a_ghost_module_is_drawn_with_the_plain_layer_beside_it(pixels: Tensor, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    ghost, plain = create_model("ghost_resnet20").eval(), create_model("resnet20").eval()
+    record = inspect(ghost, pixels, tmp_path / "a", mean=MEAN, std=STD, beside=plain)
+    assert record.ghost == "layer1.0.conv2"  # the second that runs
+    first = normalise(pixels[:1], MEAN, STD)
+    with torch.no_grad(), np.load(tmp_path / "a" / "maps.npz") as arrays:
+        whole = maps_of(ghost, "layer1.0.conv2", first)[0]
+        assert (np.concatenate([arrays["ghost:computed"], arrays["ghost:made"]]) == grey(whole)).all()
+        assert (arrays["ghost:plain"] == grey(maps_of(plain, "layer1.0.bn2", first)[0])).all()
+    assert {path.name for path in (tmp_path / "a").glob("*.png")} == {"look-alikes.png", "ghost-module.png"}
+    assert "beside them the maps of the plain layer" in (tmp_path / "a" / "report.html").read_text()
+    for asked in ("layer2.1.conv1", "layer2.1.conv1.cheap_operation.0"):
+        found = inspect(ghost, pixels, tmp_path / "b", mean=MEAN, std=STD, layer=asked)
+        assert (found.ghost, found.shown) == ("layer2.1.conv1", asked)
+    with pytest.raises(UserError, match=r"the network beside it has no convolution layer1\.0\.conv2"):
+        inspect(ghost, pixels, tmp_path / "c", mean=MEAN, std=STD, beside=nn.Sequential(nn.Conv2d(3, 4, 1)))
 
 
 @pytest.mark.parametrize(

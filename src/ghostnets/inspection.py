@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ghostnets.blocks.ghost import GhostModule
 from ghostnets.errors import UserError
 from ghostnets.inspecting.layers import Layer, Stage, layers_of, maps_of, stages_of, times
 from ghostnets.inspecting.pairs import look_alikes, pair_errors
@@ -63,13 +64,15 @@ def inspect(
     layer: str | None = None,
     kernel: int = 3,
     seed: int = 0,
+    beside: nn.Module | None = None,
     command: list[str] | None = None,
     progress: Progress = quiet,
 ) -> Inspection:
     """Look at ``model`` on images, uint8 (N, C, H, W); what is found lies in the folder ``out``, with a page that shows it.
 
     ``layer`` names the module whose maps are drawn (default: the first block's of the first stage, else the most redundant
-    layer's). The network stays as it is.
+    layer's). Where it has Ghost modules one is drawn too, with the layer of that name of the network ``beside`` next
+    to it. Both networks stay as they are.
 
     Raises UserError where there is no image, the network has no convolution or does not take the images, ``layer`` is no
     module with maps, or the folder holds something else.
@@ -97,7 +100,7 @@ def inspect(
     record = Inspection(
         model=model_name, data=data_name, images=count, kernel=kernel, seed=seed, layers=looked, stages=rows, shown=shown,
         pairs=pair_errors(model, chunks, shown, pairs, images=count, seed=seed),
-        environment=environment() | ({"command": command} if command else {}),
+        ghost=_ghost(model, layers, layer), environment=environment() | ({"command": command} if command else {}),
     )  # fmt: skip
     ends = {
         f"layer:{layer.name}": (layer.end, chosen(layer.channels, one.matches))
@@ -105,12 +108,12 @@ def inspect(
     }
     arrays = thumbnails(model, first, ends) | {"image": pixels[0].permute(1, 2, 0).numpy()}
     arrays["shown"] = grey(maps_of(model, shown, first)[0], LARGE)
+    arrays |= _ghost_arrays(model, beside, record.ghost, first)
     write_bytes(out / MAPS, _packed(arrays))
     write_json(out / RECORD, record)
-    if record.pairs:
-        figure = maps.look_alikes(record, arrays)
-        write_bytes(out / "look-alikes.png", maps.to_png(figure))
-        write_bytes(out / "look-alikes.svg", maps.to_svg(figure))
+    for name, figure in maps.figures(record, arrays).items():
+        write_bytes(out / f"{name}.png", maps.to_png(figure))
+        write_bytes(out / f"{name}.svg", maps.to_svg(figure))
     write_report(out)
     return record
 
@@ -210,6 +213,39 @@ def _default(layers: Sequence[Layer], looked: Sequence[LayerMaps], stages: Seque
     likely = [pair for pair in told if pair[0].channels >= LIKELY and min(pair[0].size) >= LIKELY]
     best, _ = max(likely or told, key=lambda pair: pair[1])
     return best.name if best.end.call else best.end.module
+
+
+def _ghost(model: nn.Module, layers: Sequence[Layer], asked: str | None) -> str | None:
+    """The Ghost module to draw: the one asked for or around what is asked for, else the second that runs, as in the paper's
+    Figure 4.
+    """
+    found = [
+        name for layer in layers
+        if (name := layer.name.rpartition(".primary_conv.")[0]) and _halves(model.get_submodule(name))
+    ]  # fmt: skip
+    around = [name for name in found if asked is not None and f"{asked}.".startswith(f"{name}.")]
+    return (around or found[1:] or found or [None])[0]
+
+
+def _halves(module: nn.Module) -> bool:
+    return isinstance(module, GhostModule) and module.cheap_operation is not None
+
+
+def _ghost_arrays(model: nn.Module, beside: nn.Module | None, name: str | None, image: Tensor) -> Arrays:
+    """The computed maps and the ghosts of a Ghost module, and the maps of the plain layer of that name where there is one."""
+    if name is None:
+        return {}
+    found = {
+        "ghost:computed": grey(maps_of(model, f"{name}.primary_conv", image)[0], LARGE),
+        "ghost:made": grey(maps_of(model, f"{name}.cheap_operation", image)[0], LARGE),
+    }
+    if beside is not None:
+        plain = copy.deepcopy(beside).eval()
+        end = next((layer.end.module for layer in layers_of(plain, image) if layer.name == name), None)
+        if end is None:
+            raise UserError(f"the network beside it has no convolution {name}, so its maps cannot be set beside")
+        found["ghost:plain"] = grey(maps_of(plain, end, image)[0], LARGE)
+    return found
 
 
 def _packed(arrays: Arrays) -> bytes:

@@ -251,6 +251,8 @@ class Inspection:
     """The module whose maps are drawn."""
     pairs: tuple[PairError, ...]
     """The look-alikes among them."""
+    ghost: str | None = None
+    """The Ghost module whose maps are drawn, where the network has one."""
     environment: dict[str, Any] = field(default_factory=dict[str, Any])
     schema: int = SCHEMA
 

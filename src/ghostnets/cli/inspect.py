@@ -26,6 +26,7 @@ def inspect(
     count: int = 256,
     layer: str | None = None,
     kernel: int = 3,
+    beside: str | None = None,
     weights: Path | None = None,
     num_classes: int | None = None,
     mean: str | None = None,
@@ -49,6 +50,7 @@ def inspect(
         count: so many images of the data
         layer: the module whose maps are drawn (default: the first block's, else the most redundant layer's)
         kernel: side of the cheap filters
+        beside: a trained plain network, whose layer is drawn next to a Ghost module of that name
         weights: .safetensors, or a PyTorch file of tensors alone
         num_classes: of a network whose weights are given
         mean: of the images the network was trained on (default: what the network says, else ImageNet's)
@@ -88,7 +90,7 @@ def inspect(
         record = run(
             network.model, pixels, out, mean=network.mean, std=network.std, model_name=_name(model),
             data_name=data or ", ".join(map(str, images)), layer=layer, kernel=kernel, seed=seed,
-            command=["ghostnets", *sys.argv[1:]], progress=progress,
+            beside=opened(beside, trust_code=trust_code).model if beside is not None else None, command=["ghostnets", *sys.argv[1:]], progress=progress,
         )  # fmt: skip
     if as_json:
         print(json.dumps(to_json(record), indent=1))

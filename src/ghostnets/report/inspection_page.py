@@ -58,13 +58,14 @@ def render(directory: Path) -> str:
         "inspection.html.j2",
         title=f"{record.model} · inspection",
         record=record,
+        kept=arrays.keys(),
         command=tables.command(record.environment),
         verdict=tables.inspection_verdict(record),
         cards=_cards(record),
         strip=[_bar(layer, longest) for layer in record.layers],
         timed=longest > 0,
         layers=[_layer(layer, arrays) for layer in record.layers],
-        alike=_picture(record, arrays),
+        pictures={name: _uri(maps.to_png(figure)) for name, figure in maps.figures(record, arrays).items()},
         layer_titles=tables.LAYER_TITLES,
         layer_rows=tables.layer_rows(record),
         stage_titles=tables.STAGE_TITLES,
@@ -142,8 +143,5 @@ def _sprite(pictures: NDArray[np.uint8]) -> str:
     return f"data:image/webp;base64,{base64.b64encode(target.getvalue()).decode()}"
 
 
-def _picture(record: Inspection, arrays: Arrays) -> str | None:
-    if not record.pairs or "shown" not in arrays or "image" not in arrays:
-        return None
-    png = maps.to_png(maps.look_alikes(record, arrays))
+def _uri(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"

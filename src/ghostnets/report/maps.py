@@ -49,6 +49,20 @@ class Shown(NamedTuple):
     line: Any
 
 
+def figures(record: Inspection, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Figure]:
+    """The pictures of an inspection, by the names of their files."""
+    found: dict[str, Figure] = {}
+    if record.pairs and {"shown", "image"} <= arrays.keys():
+        found["look-alikes"] = look_alikes(record, arrays)
+    if record.ghost is not None and {"ghost:computed", "ghost:made", "image"} <= arrays.keys():
+        plain = arrays.get("ghost:plain")
+        beside = None if plain is None else Shown("the plain layer", plain, BLUE, (0, (1, 1.2)))
+        found["ghost-module"] = ghost_module(
+            arrays["image"], arrays["ghost:computed"], arrays["ghost:made"], record.ghost, beside
+        )
+    return found
+
+
 def look_alikes(record: Inspection, arrays: Mapping[str, NDArray[Any]]) -> Figure:
     """The maps of the shown layer for one image, the found pairs boxed in pairs (arXiv:1911.11907, Figure 1)."""
     maps, image = arrays["shown"], arrays["image"]
