@@ -138,7 +138,7 @@ def test_the_strip_is_coloured_by_redundancy_or_by_time(opened: Any, inspection:
 
     before = colours()
     assert before[0] != before[1]
-    page.check("input[value=time]")
+    page.check("input[value=second]")
     after = colours()
     assert after[0] == after[1] != after[2]  # 0.5, 0.5 and 2 ms
     assert after[0] != before[0]

@@ -41,8 +41,8 @@ def test_the_strip_has_a_bar_a_layer(folder: Path) -> None:
     bars = strip.all("button")
     assert [bar.attrs["data-layer"] for bar in bars] == ["0", "1", "2"]
     styles = [bar.attrs["style"] for bar in bars]
-    assert styles[0] == "--explained: 0.6000; --time: 0.2500"  # 1 less the mean of 0.2, 0.4 and 0.6; 0.5 of 2 ms
-    assert styles[1] == "--explained: 0.0000; --time: 0.2500"
+    assert styles[0] == "--first: 0.6000; --second: 0.2500"  # 1 less the mean of 0.2, 0.4 and 0.6; 0.5 of 2 ms
+    assert styles[1] == "--first: 0.0000; --second: 0.2500"
     assert "explained 60 %" in str(bars[0].attrs["title"])
     assert "NaN or infinite" in str(bars[1].attrs["title"])
 
@@ -50,11 +50,9 @@ def test_the_strip_has_a_bar_a_layer(folder: Path) -> None:
 def test_the_script_gets_every_map_and_its_source(folder: Path) -> None:
     found = layers_in(write_report(folder).read_text())
     assert [one["name"] for one in found] == ["one", "two", HOSTILE]
-    assert found[0]["maps"] == [
-        {"map": 0, "from": 1, "error": 20.0}, {"map": 1, "from": 0, "error": 40.0}, {"map": 2, "from": 1, "error": 60.0},
-        {"map": 3, "from": -1, "error": 0.0},
-    ]  # fmt: skip
-    assert found[1]["maps"][0] == {"map": 0, "from": -1, "error": None}
+    assert [(row["map"], row["from"]) for row in found[0]["maps"]] == [(0, 1), (1, 0), (2, 1), (3, -1)]
+    assert found[0]["maps"][2]["words"] == "Map 1 and one filter explain 40.0 % of map 2."
+    assert found[1]["maps"][0] == {"map": 0, "from": -1, "words": "Map 0 says nothing of its own."}
     kind, _, data = found[0]["sprite"].partition(",")
     assert kind == "data:image/webp;base64"
     sheet = np.array(Image.open(io.BytesIO(base64.b64decode(data))).convert("L")).astype(float)

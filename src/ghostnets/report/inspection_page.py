@@ -4,29 +4,15 @@
 from __future__ import annotations
 
 import base64
-import io
-import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
-from ghostnets.errors import UserError
 from ghostnets.records import Inspection, LayerMaps, from_json, read_json
 from ghostnets.report import maps, tables
+from ghostnets.report.strip import MAPS, Arrays, Bar, layer_data, read_maps
 from ghostnets.report.templating import filled
 
-RECORD, ARRAYS = "inspection.json", "maps.npz"
-
-QUALITY = 60
-"""Of the pictures of maps, WebP's: what is lost cannot be seen, and they are a fifth as large."""
-
-SPRITE_COLUMNS = 8
-
-Arrays = Mapping[str, NDArray[Any]]
+RECORD = "inspection.json"
 
 
 class Card(NamedTuple):
@@ -37,22 +23,14 @@ class Card(NamedTuple):
     note: str
 
 
-class Bar(NamedTuple):
-    """A layer in the strip; both shares are 0 to 1."""
-
-    explained: float
-    time: float
-    words: str
-
-
 def render(directory: Path) -> str:
     """The page of the inspection in this folder; without the maps, a page without pictures.
 
     Raises UserError where a record cannot be read.
     """
     record = from_json(Inspection, read_json(directory / RECORD))
-    path = directory / ARRAYS
-    arrays = _read(path) if path.exists() else {}
+    path = directory / MAPS
+    arrays = read_maps(path) if path.exists() else {}
     longest = max((layer.milliseconds or 0.0 for layer in record.layers), default=0.0)
     return filled(
         "inspection.html.j2",
@@ -62,7 +40,7 @@ def render(directory: Path) -> str:
         command=tables.command(record.environment),
         verdict=tables.inspection_verdict(record),
         cards=_cards(record),
-        strip=[_bar(layer, longest) for layer in record.layers],
+        bars=[_bar(layer, longest) for layer in record.layers],
         timed=longest > 0,
         layers=[_layer(layer, arrays) for layer in record.layers],
         pictures={name: _uri(maps.to_png(figure)) for name, figure in maps.figures(record, arrays).items()},
@@ -74,14 +52,6 @@ def render(directory: Path) -> str:
         pair_rows=tables.pair_rows(record),
         environment=tables.environment_rows(record.environment),
     )
-
-
-def _read(path: Path) -> Arrays:
-    try:  # from memory, for numpy leaves a file open that it cannot read; and it refuses pickles by itself
-        with np.load(io.BytesIO(path.read_bytes())) as found:
-            return dict(found)
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} cannot be read: {error}; delete it to draw the page without maps") from None
 
 
 def _cards(record: Inspection) -> list[Card]:
@@ -109,38 +79,18 @@ def _bar(layer: LayerMaps, longest: float) -> Bar:
 
 def _layer(layer: LayerMaps, arrays: Arrays) -> dict[str, Any]:
     """What the page's script draws the layer's maps from."""
-    pictures, index = arrays.get(f"layer:{layer.name}"), arrays.get(f"layer:{layer.name}#")
     words = f"{layer.channels} maps of {layer.size[0]}×{layer.size[1]}, {tables.count(layer.macs)} multiply-adds"
     words += f", effective rank {layer.rank:.1f}" if layer.matches else ""
     words += f"; {layer.note}" if layer.note else ""
-    if pictures is None or index is None:
-        return {"name": layer.name, "words": f"{words}; its maps were not kept", "maps": []}
-    kept = index.tolist()
-    rows = [
-        {"map": k, "from": layer.matches.source[k] if layer.matches else -1,
-         "error": round(100 * layer.matches.nmse[k], 1) if layer.matches else None}
-        for k in kept
-    ]  # fmt: skip
-    more = f"; {len(kept)} of them are shown" if len(kept) < layer.channels else ""
-    return {
-        "name": layer.name, "words": words + more, "maps": rows, "columns": SPRITE_COLUMNS,
-        "rows": -(-len(kept) // SPRITE_COLUMNS), "ratio": pictures.shape[1] / pictures.shape[2],
-        "sprite": _sprite(pictures),
-    }  # fmt: skip
+    matches = layer.matches
 
+    def source(k: int) -> tuple[int, str]:
+        if matches is None or matches.source[k] < 0:
+            return -1, f"Map {k} says nothing of its own."
+        share = 100 * (1 - matches.nmse[k])
+        return matches.source[k], f"Map {matches.source[k]} and one filter explain {share:.1f} % of map {k}."
 
-def _sprite(pictures: NDArray[np.uint8]) -> str:
-    """All maps of a layer in one picture, as a data URI."""
-    count, height, width = pictures.shape
-    rows = -(-count // SPRITE_COLUMNS)
-    sheet = np.zeros((rows * SPRITE_COLUMNS, height, width), dtype=np.uint8)
-    sheet[:count] = pictures
-    sheet = sheet.reshape(rows, SPRITE_COLUMNS, height, width).transpose(0, 2, 1, 3)
-    target = io.BytesIO()
-    Image.fromarray(sheet.reshape(rows * height, SPRITE_COLUMNS * width)).save(
-        target, "WEBP", quality=QUALITY, method=6
-    )
-    return f"data:image/webp;base64,{base64.b64encode(target.getvalue()).decode()}"
+    return layer_data(arrays, layer.name, words, layer.channels, source)
 
 
 def _uri(png: bytes) -> str:

@@ -65,11 +65,11 @@
       cells.forEach((cell) => cell.classList.remove("ghost", "source"));
       words.textContent = told;
       if (at === undefined) return;
-      const { map, from, error } = rows[at];
+      const { from, words: said } = rows[at];
       cells[at].classList.add("ghost");
       const source = rows.findIndex((row) => row.map === from);
       if (source >= 0) cells[source].classList.add("source");
-      words.textContent = from < 0 ? `Map ${map} says nothing of its own.` : `Map ${from}${source < 0 ? " (not shown)" : ""} and one filter explain ${(100 - error).toFixed(1)} % of map ${map}.`;
+      words.textContent = said;
     };
     const show = (number) => {
       const layer = layers[number];
@@ -109,7 +109,7 @@
     colour.addEventListener("change", (event) => { strip.dataset.colour = event.target.value; });
     document.querySelectorAll("table.sites tbody tr").forEach((row) => {
       row.classList.add("chosen");
-      row.addEventListener("click", () => { show(row.cells[0].dataset.value - 1); document.getElementById("h-strip").scrollIntoView({ block: "start" }); });
+      row.addEventListener("click", () => { show(row.id.split("-")[1] - 1); document.getElementById("h-strip").scrollIntoView({ block: "start" }); });
     });
     if (bars.length) show(Math.max(0, layers.findIndex((layer) => layer.maps.length)));
   }
