@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -19,6 +20,8 @@ from torch import nn
 
 from ghostnets import pipeline, pretrained, records
 from ghostnets.errors import GhostnetsError, MissingExtra, UserError
+from ghostnets.inspecting.layers import maps_of
+from ghostnets.inspecting.thumbnails import grey
 from ghostnets.measure.accuracy import top1
 from ghostnets.measure.cost import total_macs, total_params
 from ghostnets.measure.latency import torch_latency
@@ -73,7 +76,7 @@ def test_every_record_is_there_and_they_agree(network: nn.Module, dataset: Datas
     heard: list[dict[str, Any]] = []
     done = run(network, dataset, out, command=["ghostnets", "upgrade"], listen=heard.append)
     assert files(out) == {
-        "plan.json", "transfer.json", "model.safetensors", "config.json", "tiny.py", "upgrade.json", "report.html",
+        "plan.json", "transfer.json", "model.safetensors", "config.json", "tiny.py", "upgrade.json", "report.html", "maps.npz",
         "run.jsonl", "state.json", "steps/closed_form.safetensors", "steps/blocks.safetensors", "steps/distil.safetensors",
     }  # fmt: skip
 
@@ -277,6 +280,27 @@ def test_a_foreign_folder_is_left_alone(network: nn.Module, dataset: Dataset, tm
         run(network, dataset, tmp_path / "thesis.tex")
     with pytest.raises(UserError, match="cannot be"):
         run(network, dataset, tmp_path / "thesis.tex" / "out")
+
+
+def test_the_page_shows_the_maps_of_the_upgraded_network(network: nn.Module, dataset: Dataset, tmp_path: Path) -> None:
+    done = run(network, dataset, tmp_path, recover="none", epochs=None)
+    image = normalise(dataset.train.pixels[:1], dataset.mean, dataset.std)
+    page = (tmp_path / "report.html").read_text()
+    layers = json.loads(page.split('id="layers">')[1].split("</script>")[0])
+    pairings = {one["name"]: one for one in json.loads((tmp_path / "transfer.json").read_text())}
+    ghosts = [site.name for site in done.record.sites if site.decision == "ghost"]
+    assert ghosts
+    assert [one["name"] for one in layers] == [site.name for site in done.record.sites]
+    with np.load(tmp_path / "maps.npz") as arrays:
+        for name in ghosts:
+            kept = arrays[f"layer:{name}#"].tolist()
+            assert (arrays[f"layer:{name}"] == grey(maps_of(done.model, name, image)[0, kept])).all()
+    for one in (one for one in layers if one["name"] in ghosts):
+        pairing = pairings[one["name"]]
+        computed = len(pairing["intrinsic"])
+        for row in one["maps"]:  # the record says it in the original's channels
+            wanted = pairing["source"][row["map"] - computed] if row["map"] >= computed else None
+            assert (pairing["order"][row["from"]] if row["from"] >= 0 else None) == wanted
 
 
 def test_test_images_touch_nothing_but_the_figures(network: nn.Module, dataset: Dataset, tmp_path: Path) -> None:

@@ -4,12 +4,10 @@
 from __future__ import annotations
 
 import copy
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +16,7 @@ from ghostnets.errors import UserError
 from ghostnets.inspecting.layers import Layer, Stage, layers_of, maps_of, stages_of, times
 from ghostnets.inspecting.pairs import look_alikes, pair_errors
 from ghostnets.inspecting.redundancy import matches_of, redundancy
-from ghostnets.inspecting.thumbnails import Arrays, chosen, grey, thumbnails
+from ghostnets.inspecting.thumbnails import Arrays, chosen, grey, packed, thumbnails
 from ghostnets.measure.latency import environment
 from ghostnets.models.weights import load_weights
 from ghostnets.prediction import Classifier, decode, image_files, load_classifier
@@ -26,6 +24,7 @@ from ghostnets.pretrained import build, is_file
 from ghostnets.records import Inspection, LayerMaps, is_partial, write_bytes, write_json
 from ghostnets.report import maps
 from ghostnets.report.page import write_report
+from ghostnets.report.strip import MAPS
 from ghostnets.report.tables import explained
 from ghostnets.training import image_folder
 from ghostnets.training.data import (
@@ -40,7 +39,7 @@ from ghostnets.training.data import (
 from ghostnets.training.draw import generator
 from ghostnets.upgrading.calibration import Chunks, Progress, quiet
 
-RECORD, MAPS = "inspection.json", "maps.npz"
+RECORD = "inspection.json"
 
 CHUNK_PIXELS = 8 * 224 * 224
 """Of the images that go through the network together."""
@@ -109,7 +108,7 @@ def inspect(
     arrays = thumbnails(model, first, ends) | {"image": pixels[0].permute(1, 2, 0).numpy()}
     arrays["shown"] = grey(maps_of(model, shown, first)[0], LARGE)
     arrays |= _ghost_arrays(model, beside, record.ghost, first)
-    write_bytes(out / MAPS, _packed(arrays))
+    write_bytes(out / MAPS, packed(arrays))
     write_json(out / RECORD, record)
     for name, figure in maps.figures(record, arrays).items():
         write_bytes(out / f"{name}.png", maps.to_png(figure))
@@ -246,9 +245,3 @@ def _ghost_arrays(model: nn.Module, beside: nn.Module | None, name: str | None, 
             raise UserError(f"the network beside it has no convolution {name}, so its maps cannot be set beside")
         found["ghost:plain"] = grey(maps_of(plain, end, image)[0], LARGE)
     return found
-
-
-def _packed(arrays: Arrays) -> bytes:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # pyright: ignore[reportArgumentType]
-    return buffer.getvalue()

@@ -27,6 +27,8 @@ from ghostnets.deploy.onnx import export_onnx
 from ghostnets.deploy.verify import verify_onnx
 from ghostnets.errors import GhostnetsError, MissingExtra, UnsupportedLayer, UserError
 from ghostnets.folder import STEPS, Event, Folder, Recover, Request, open_folder
+from ghostnets.inspecting.layers import Place, layers_of
+from ghostnets.inspecting.thumbnails import Arrays, chosen_ghosts, packed, thumbnails
 from ghostnets.measure.accuracy import top1
 from ghostnets.measure.cost import total_macs, total_params
 from ghostnets.measure.latency import environment, torch_latency
@@ -50,9 +52,11 @@ from ghostnets.records import (
     from_json,
     read_json,
     to_json,
+    write_bytes,
     write_json,
 )  # fmt: skip
 from ghostnets.report.page import write_report
+from ghostnets.report.strip import MAPS
 from ghostnets.training.augment import batches
 from ghostnets.training.data import Dataset, Images, hold_out, normalise
 from ghostnets.upgrading.calibration import Chunks, Progress, calibration, quiet
@@ -370,9 +374,23 @@ def _record(run: Run, student: nn.Module, planned: Plan, before: float, command:
     )
     write_json(path, record)
     run.folder.log({"step": "latency", "event": "end", **{name: to_json(found) for name, found in latency.items()}})
+    write_bytes(run.folder / MAPS, packed(_maps(run, student, planned)))
     write_report(run.folder.path)
     run.folder.finish("report")
     return record
+
+
+def _maps(run: Run, student: nn.Module, planned: Plan) -> Arrays:
+    """What the upgraded network's layers make of one training image, small and grey, for the page."""
+    image = normalise(run.train.pixels[:1], run.dataset.mean, run.dataset.std)
+    ends = {layer.name: layer.end for layer in layers_of(student, image)}
+    places = {
+        decision.name: (Place(decision.name), chosen_ghosts(site.out_channels, decision.ratio))
+        if decision.decision == "ghost"
+        else (ends[decision.name], chosen_ghosts(site.out_channels, 1))
+        for decision, site in zip(planned.decisions, run.anatomy.sites, strict=True)
+    }
+    return thumbnails(student, image, {f"layer:{name}": place for name, place in places.items()})
 
 
 def _folded(run: Run, **networks: nn.Module) -> dict[str, nn.Module]:

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from ghostnets.inspecting.layers import Place
-from ghostnets.inspecting.thumbnails import chosen, grey, thumbnails
+from ghostnets.inspecting.thumbnails import chosen, chosen_ghosts, grey, packed, thumbnails
 from ghostnets.records import Matches
 
 
@@ -63,3 +65,16 @@ def test_the_thumbnails_are_of_the_very_maps() -> None:
     assert (found["b"] == grey(second[[3]])).all()
     assert (found["c"] == grey(first[[1]])).all()
     assert found["a#"].tolist() == [0, 2, 5]
+
+
+def test_of_a_ghost_module_the_first_maps_are_kept_with_all_their_ghosts() -> None:
+    assert chosen_ghosts(6, 2, most=6) == (0, 1, 2, 3, 4, 5)
+    assert chosen_ghosts(10, 2, most=4) == (0, 1, 5, 6)
+    assert chosen_ghosts(12, 3, most=7) == (0, 1, 4, 5, 6, 7)  # ghosts 4 and 5 are of map 0
+    assert chosen_ghosts(9, 1, most=4) == (0, 1, 2, 3)
+
+
+def test_packed_arrays_come_back() -> None:
+    arrays = {"layer:a.b": np.arange(6, dtype=np.uint8).reshape(1, 2, 3), "layer:a.b#": np.array([4], dtype=np.int32)}
+    with np.load(io.BytesIO(packed(arrays))) as found:
+        assert {name: value.tolist() for name, value in found.items()} == {n: v.tolist() for n, v in arrays.items()}

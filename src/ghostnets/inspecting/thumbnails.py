@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,6 +40,23 @@ def chosen(channels: int, matches: Matches | None, most: int = MOST) -> tuple[in
     while len(kept) < most:
         kept[next(spare)] = None
     return tuple(sorted(kept))
+
+
+def chosen_ghosts(channels: int, ratio: int, most: int = MOST) -> tuple[int, ...]:
+    """Places of a Ghost module's maps: the first computed ones, each with all its ghosts."""
+    computed = -(-channels // ratio)
+    if channels <= most:
+        return tuple(range(channels))
+    kept = most // ratio
+    ghosts = range(computed, min(channels, computed + kept * (ratio - 1)))
+    return (*range(kept), *ghosts)
+
+
+def packed(arrays: Arrays) -> bytes:
+    """As a compressed ``.npz``."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # pyright: ignore[reportArgumentType]
+    return buffer.getvalue()
 
 
 def thumbnails(model: nn.Module, image: Tensor, ends: Mapping[str, tuple[Place, Sequence[int]]]) -> Arrays:

@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from ghostnets.errors import UserError
-from ghostnets.records import Pairing, Plan, UpgradeRecord, from_json, read_json, write_text
+from ghostnets.records import Outcome, Pairing, Plan, UpgradeRecord, from_json, read_json, write_text
 from ghostnets.report import figures, inspection_page, tables, training_page
+from ghostnets.report.strip import MAPS, Arrays, Bar, layer_data, read_maps
 from ghostnets.report.templating import filled
 
 REPORT = "report.html"
@@ -26,6 +27,8 @@ class Records:
     plan: Plan | None
     pairings: tuple[Pairing, ...] | None
     events: tuple[dict[str, Any], ...] | None
+    maps: Arrays
+    """Of one image, small and grey."""
     broken_lines: int
     """Lines of the run's log that are no JSON object, as a killed run leaves behind."""
 
@@ -56,12 +59,14 @@ def read_records(directory: Path) -> Records:
     """Read the records of one upgrade."""
     upgrade = from_json(UpgradeRecord, read_json(directory / "upgrade.json"))
     plan, transfer, run = (directory / name for name in ("plan.json", "transfer.json", "run.jsonl"))
+    maps = directory / MAPS
     events, broken = _read_events(run) if run.exists() else (None, 0)
     return Records(
         upgrade=upgrade,
         plan=from_json(Plan, read_json(plan)) if plan.exists() else None,
         pairings=_read_pairings(transfer) if transfer.exists() else None,
         events=events,
+        maps=read_maps(maps) if maps.exists() else {},
         broken_lines=broken,
     )
 
@@ -73,6 +78,7 @@ def render(records: Records) -> str:
     replanned = records.plan is not None and tuple(d.outcome() for d in decisions) != upgrade.sites
     done = decisions if decisions and not replanned else upgrade.sites  # the plan says more of each site
     rows = tables.site_rows(done, records.pairings or ())
+    pairings = {pairing.name: pairing for pairing in records.pairings or ()}
     return filled(
         "upgrade.html.j2",
         title=f"{upgrade.model} · Ghost upgrade",
@@ -88,6 +94,8 @@ def render(records: Records) -> str:
         decisions=tables.decisions_in_words(upgrade.sites),
         macs=_macs(upgrade),
         replanned=replanned,
+        bars=_bars(done, pairings),
+        layers=[_layer(site, pairings.get(site.name), records.maps) for site in done],
         columns=tables.filled_columns(rows),
         rows=rows,
         totals=tables.totals(upgrade),
@@ -143,6 +151,42 @@ def _macs(upgrade: UpgradeRecord) -> str | None:
     figure = figures.macs_by_site(upgrade.sites)
     label = "Chart: multiply-adds of each site before and after, in network order; the table below holds the figures."
     return figures.to_svg(figure, "macs", label, figures.site_tooltips(upgrade.sites))
+
+
+def _bars(sites: Sequence[Outcome], pairings: Mapping[str, Pairing]) -> list[Bar]:
+    """How well the ghosts of each layer are made, and what the layer costs now."""
+    errors = {name: pairing.ghost_error for name, pairing in pairings.items()}
+    dearest = max((site.macs_after for site in sites), default=0) or 1
+    return [
+        Bar(
+            min(max(1 - errors.get(site.name, 1.0), 0.0), 1.0) if site.decision == "ghost" else 0.0,
+            site.macs_after / dearest, f"{site.name}: {_words(site)}",
+        )
+        for site in sites
+    ]  # fmt: skip
+
+
+def _words(site: Outcome) -> str:
+    macs = f"{tables.count(site.macs_before)} → {tables.count(site.macs_after)} multiply-adds"
+    if site.decision == "keep":
+        return f"kept, {macs}; {site.reason}"
+    return f"Ghost module, ratio {site.ratio}, {site.kernel}×{site.kernel}, {macs}; {site.reason}"
+
+
+def _layer(site: Outcome, pairing: Pairing | None, maps: Arrays) -> dict[str, Any]:
+    """Who makes whom in one layer, by the places of its maps and the original's channels."""
+
+    def source(k: int) -> tuple[int, str]:
+        if site.decision == "keep" or pairing is None or k >= len(pairing.order):
+            return -1, f"Map {k} is computed."
+        computed, carried = len(pairing.intrinsic), f"Map {k} (the original's {pairing.order[k]})"
+        if k < computed:
+            return -1, f"{carried} is computed."
+        place = (k - computed) // max(site.ratio - 1, 1)
+        return place, f"{carried} is a ghost of map {place}, made by a {site.kernel}×{site.kernel} filter."
+
+    channels = len(pairing.order) if pairing else len(maps.get(f"layer:{site.name}#", ()))
+    return layer_data(maps, site.name, _words(site), channels, source)
 
 
 def _curves(events: Sequence[dict[str, Any]]) -> list[Curve]:
