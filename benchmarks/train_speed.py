@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast the small networks train on this machine: the order of maps in memory, precision, and torch.compile.
+"""How fast the small networks train on this machine: the order of maps in memory, precision, torch.compile, and our own C.
 
     python benchmarks/train_speed.py                       # resnet20/56 and their Ghost forms, batch 128
     python benchmarks/train_speed.py --models ghost_resnet20 --no-compile
@@ -18,12 +18,16 @@ import torch
 import torch.nn.functional as F
 
 from ghostnets.models.catalog import create_model
+from ghostnets.training.ghost_tail import quickened
+from ghostnets.training.native import keep_memory
 
 WAYS = (
-    ("float32, channels last", torch.float32, torch.channels_last, False),
-    ("bfloat16, channels last", torch.bfloat16, torch.channels_last, False),
-    ("bfloat16, channels first", torch.bfloat16, torch.contiguous_format, False),
-    ("bfloat16, channels last, compiled", torch.bfloat16, torch.channels_last, True),
+    ("float32, channels last", torch.float32, torch.channels_last, ""),
+    ("float32, channels last, our C", torch.float32, torch.channels_last, "native"),
+    ("bfloat16, channels last", torch.bfloat16, torch.channels_last, ""),
+    ("bfloat16, channels first", torch.bfloat16, torch.contiguous_format, ""),
+    ("bfloat16, channels last, compiled", torch.bfloat16, torch.channels_last, "compile"),
+    ("bfloat16, channels last, our C", torch.bfloat16, torch.channels_last, "native"),
 )
 
 
@@ -37,9 +41,13 @@ def main() -> None:
     parser.add_argument("--no-compile", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    keep_memory()  # as ghostnets train does
     print("| network | way | images/s, median (least–greatest) | first step, s |\n|---|---|---:|---:|")
     for name in arguments.models:
-        ways = [way for way in WAYS if not (arguments.no_compile and way[3])]
+        ghost = name.startswith("ghost")
+        ways = [
+            way for way in WAYS if (way[3] != "compile" or not arguments.no_compile) and (way[3] != "native" or ghost)
+        ]
         steps = [step(name, arguments.batch_size, *way[1:]) for way in ways]
         first = [seconds(one) for one in steps]
         found = [[arguments.batch_size / seconds(one) for one in steps] for _ in range(3 * arguments.rounds)]
@@ -54,11 +62,12 @@ def step(
     batch_size: int,
     dtype: torch.dtype,
     order: torch.memory_format,
-    compiled: bool,  # noqa: FBT001 - a row
+    how: str,
 ) -> Callable[[], None]:
     """One step of SGD on images that never change."""
     model = create_model(name).train().to(memory_format=order)  # pyright: ignore[reportCallIssue]
-    forward = torch.compile(model) if compiled else model
+    model = quickened(model) if how == "native" else model
+    forward = torch.compile(model) if how == "compile" else model
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, nesterov=True)
     x = torch.randn(batch_size, 3, 32, 32).contiguous(memory_format=order)
     labels = torch.randint(10, (batch_size,))
