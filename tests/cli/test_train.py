@@ -58,7 +58,7 @@ def test_a_run_leaves_its_network_its_records_and_its_recipe(
     out = folder / "run"
     assert {p.name for p in out.iterdir()} == {
         "checkpoints", "config.json", "history.csv", "history.jsonl", "model.safetensors", "recipe.yaml", "request.json",
-        "run.jsonl", "tiny.py", "train.json",
+        "report.html", "run.jsonl", "tiny.py", "train.json",
     }  # fmt: skip
     record = json.loads((out / "train.json").read_text())
     assert record["epochs"] == 2

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -148,6 +149,30 @@ def test_a_row_of_the_table_leads_to_its_layer(opened: Any, inspection: Path) ->
     page = opened(inspection).page
     page.click("#site-2")
     assert page.inner_text("#layer-name") == "two"
+
+
+def test_an_upgrade_s_page_shows_which_map_each_ghost_is_made_from(opened: Any, drawn: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(drawn, tmp_path / "upgrade"))
+    pairing = next(one for one in json.loads((folder / "transfer.json").read_text()))
+    plan = json.loads((folder / "plan.json").read_text())
+    (place,) = [k for k, one in enumerate(plan["decisions"]) if one["name"] == pairing["name"]]
+    ratio, computed = plan["decisions"][place]["ratio"], len(pairing["intrinsic"])
+    maps = np.zeros((len(pairing["order"]), 8, 8), np.uint8)
+    arrays = {f"layer:{pairing['name']}": maps, f"layer:{pairing['name']}#": np.arange(len(maps), dtype=np.int32)}
+    np.savez(folder / "maps.npz", **arrays)  # pyright: ignore[reportArgumentType]
+    seen = opened(write_report(folder))
+    page = seen.page
+    page.click(f"#strip button:nth-child({place + 1})")
+    assert page.inner_text("#layer-name") == pairing["name"]
+    page.hover(f"#maps button:nth-child({len(maps)})")
+    source = (len(maps) - 1 - computed) // (ratio - 1)
+    assert f"is a ghost of map {source}, made by a 3×3 filter" in page.inner_text("#map-words")
+    assert page.locator("#maps .source").get_attribute("aria-label") == f"map {source}"
+    page.hover("#maps button:nth-child(1)")
+    assert page.inner_text("#map-words") == f"Map 0 (the original's {pairing['order'][0]}) is computed."
+    assert page.locator("#maps .source").count() == 0
+    seen.picture("upgrade-light")
+    quiet(seen)
 
 
 def test_tables_are_sorted_and_searched(opened: Any, inspection: Path) -> None:
