@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import ghostnets
 from ghostnets.errors import MissingExtra, UserError
+from ghostnets.records import read_json
 from ghostnets.trainer import TrainRequest, asked, make_accelerator, read_request, train
+from ghostnets.training.data import load_dataset
 from ghostnets.training.recipe import Recipe, load_recipe
 from ghostnets.training.source import open_source
 
@@ -154,3 +157,71 @@ def test_to_stop_at_the_last_step_is_to_finish(tmp_path: Path) -> None:
     record = train(replace(REQUEST, recipe=recipe), tmp_path / "b", max_steps=steps)
     assert record is not None
     assert record.history[-1]["step"] == steps
+
+
+# --- a network that has learned already
+
+
+@pytest.fixture(scope="module")
+def upgraded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The network that comes with the package, half of its layers Ghost modules, some with a gather behind them."""
+    out = tmp_path_factory.mktemp("upgraded")
+    digits = load_dataset("digits", size=(16, 16))
+    small = replace(digits, train=digits.train.subset(slice(0, 200)), test=digits.test.subset(slice(0, 60)))
+    ghostnets.upgrade(
+        ghostnets.create_model("resnet20.digits", pretrained=True), dataset=small, budget=ghostnets.Budget(macs=0.6),
+        recover="none", calibration_images=50, model_name="resnet20.digits", out=out,
+    )  # fmt: skip
+    return out
+
+
+def test_an_upgraded_network_learns_on(upgraded: Path, tmp_path: Path) -> None:
+    before = ghostnets.from_pretrained(upgraded)
+    still = replace(REQUEST, model=str(upgraded), recipe=replace(RECIPE, lr=0.0, weight_decay=0.0))
+    train(still, tmp_path / "still")
+    same = ghostnets.from_pretrained(tmp_path / "still")
+    for name, parameter in before.named_parameters():
+        assert torch.equal(parameter, dict(same.named_parameters())[name]), name
+    train(replace(still, recipe=RECIPE), tmp_path / "on")
+    learned = ghostnets.from_pretrained(tmp_path / "on")
+    assert list(learned.state_dict()) == list(before.state_dict())
+    assert not torch.equal(next(learned.parameters()), next(before.parameters()))
+    config = read_json(tmp_path / "on" / "config.json")
+    wanted = read_json(upgraded / "config.json")
+    assert config["edits"] == wanted["edits"]
+    assert config["mean"] == wanted["mean"]
+    again = ghostnets.from_pretrained(tmp_path / "on")
+    x = torch.randn(2, 1, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(again.eval()(x), learned.eval()(x))
+
+
+def test_what_it_was_trained_with_is_asked_of_the_images_too(upgraded: Path) -> None:
+    wanted = read_json(upgraded / "config.json")
+    assert list(asked(replace(REQUEST, model=str(upgraded))).mean or ()) == wanted["mean"]
+    assert asked(replace(REQUEST, model=str(upgraded), mean=(0.5,))).mean == (0.5,)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weights": "pretrained"}, "leave out --weights, --model-kwargs and --drop"),
+        ({"model_kwargs": {"ratio": 4}}, "leave out --weights"),
+        ({"recipe": replace(RECIPE, drop=0.1)}, "leave out --weights"),
+    ],
+)
+def test_what_it_has_already_is_not_given_again(
+    upgraded: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        train(replace(REQUEST, model=str(upgraded), **change), tmp_path / "out")
+
+
+def test_other_classes_than_it_knows_are_refused(upgraded: Path, tmp_path: Path) -> None:
+    other = tmp_path / "set"
+    for name in "ab":
+        (other / name).mkdir(parents=True)
+        for k in range(40):
+            Image.new("L", (32, 32), k).save(other / name / f"{k}.png")
+    with pytest.raises(UserError, match=r"gives \(1, 10\) for one image, and the images have 2 classes"):
+        train(replace(REQUEST, model=str(upgraded), data=str(other)), tmp_path / "out")

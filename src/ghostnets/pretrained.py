@@ -16,7 +16,7 @@ import json
 import sys
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -106,6 +106,27 @@ def save_pretrained(
         code = Path(str(source).rpartition(":")[0])
         for file in (code.name, *config.model.beside):
             write_bytes(directory / file, (code.parent / file).read_bytes())
+    _write(directory, model, config)
+
+
+def save_trained_on(model: nn.Module, directory: str | Path, *, source: str | Path, dataset: Dataset) -> None:
+    """Write a network that came from the folder ``source``, upgraded or not, and has learned on ``dataset`` since.
+
+    Raises UserError where it tells other classes apart than before.
+    """
+    directory, folder = Path(directory), located(source)
+    before = read_config(folder)
+    if len(dataset.classes) != before.num_classes:
+        raise UserError(
+            f"{source} tells {before.num_classes} classes apart, and the images have {len(dataset.classes)}"
+        )
+    for file in (before.model.file, *before.model.beside):
+        if file is not None:
+            write_bytes(directory / file, (folder / file).read_bytes())
+    _write(directory, model, replace(before, **_expects(dataset)))
+
+
+def _write(directory: Path, model: nn.Module, config: Config) -> None:
     write_weights(directory / WEIGHTS_FILE, model)
     written = to_json(config)
     written["model"] = {key: value for key, value in written["model"].items() if value}

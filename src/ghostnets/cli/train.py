@@ -61,7 +61,7 @@ def train(
     Example: ghostnets train ghost_resnet56 --data cifar10 --recipe cifar10-fast --out build/ghost56
 
     Args:
-        model: a name of the catalogue, or file.py:factory (the file is run)
+        model: a name of the catalogue, file.py:factory (the file is run), or a folder that train or upgrade left, to learn on
         data: digits, cifar10, cifar100, a folder with a folder of images for each class, hf:NAME of the Hugging Face hub, or WebDataset shards such as train-{000..146}.tar
         data_dir: where CIFAR's binary files lie; else GHOSTNETS_DATA, else they are downloaded
         val_data: shards to test on
