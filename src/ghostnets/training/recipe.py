@@ -110,7 +110,7 @@ class Recipe:
     compile: bool = False
     """By torch.compile: minutes at first, then faster."""
     native: bool = True
-    """Ghost modules by C of our own: on a CPU where a compiler is, channels_last, without compile."""
+    """Ghost modules by C of our own: on a CPU where a compiler is, channels_last, without compile or sync_bn."""
     sync_bn: bool = False
     """Whether batch norms see the whole batch, not the process's share of it."""
 
