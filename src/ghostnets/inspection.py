@@ -95,7 +95,6 @@ def inspect(
         model, chunks, shown, first, images=count, kernel=kernel, seed=seed
     )
     pairs = look_alikes(matches) if matches is not None else ()
-    pairs = look_alikes(matches) if matches is not None else ()
     record = Inspection(
         model=model_name, data=data_name, images=count, kernel=kernel, seed=seed, layers=looked, stages=rows, shown=shown,
         pairs=pair_errors(model, chunks, shown, pairs, images=count, seed=seed),

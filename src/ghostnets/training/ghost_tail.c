@@ -79,6 +79,7 @@ static int workers(int64_t images) {
   return 1;
 #endif
 }
+
 #define IMAGES 8 // whose sums are added up in float32 before they go on in float64
 #define MOST 49  // taps
 #define UNROLL _Pragma("GCC unroll 64")
