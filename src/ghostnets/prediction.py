@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ghostnets.errors import UserError
-from ghostnets.hub import is_repository
+from ghostnets.hub import is_saved
 from ghostnets.models.catalog import TRAINED, create_model
 from ghostnets.pretrained import from_pretrained, located, read_config
 from ghostnets.training.data import normalise
@@ -52,7 +52,7 @@ def load_classifier(source: str, *, trust_code: bool = False) -> Classifier:
 
     Raises UserError where there is none.
     """
-    if Path(source).is_dir() or is_repository(source):
+    if is_saved(source):
         folder = located(source)
         config = read_config(folder)
         model = from_pretrained(folder, trust_code=trust_code)

@@ -18,14 +18,14 @@ from torch import nn
 
 from ghostnets.errors import MissingExtra, UserError, first_line
 from ghostnets.folder import append_line, check_seed, stamped
-from ghostnets.hub import CONFIG, is_repository
+from ghostnets.hub import CONFIG, is_saved
 from ghostnets.measure.cost import total_macs, total_params
 from ghostnets.measure.latency import environment
 from ghostnets.measure.modes import evaluating
 from ghostnets.models.catalog import create_model
 from ghostnets.models.weights import load_weights
-from ghostnets.prediction import Classifier, load_classifier
-from ghostnets.pretrained import build, is_file, save_pretrained, save_trained_on
+from ghostnets.prediction import load_classifier
+from ghostnets.pretrained import build, is_file, located, read_config, save_pretrained, save_trained_on
 from ghostnets.records import SCHEMA, Quality, TrainRecord, from_json, read_json, to_json, write_json, write_text
 from ghostnets.report.page import write_report
 from ghostnets.training.checkpoint import checkpoints
@@ -113,7 +113,7 @@ def train(
     record = _record(request, run.source, done, quality)
     if accelerator.is_main_process:
         described = run.source.described()
-        if _trained(request) is not None:
+        if is_saved(request.model):
             save_trained_on(done.model.cpu(), out, source=request.model, dataset=described)
         else:
             own = request.model if is_file(request.model) else None
@@ -173,7 +173,7 @@ def make_accelerator(recipe: Recipe, tracker: str | None = None, out: Path | Non
 
 def asked(request: TrainRequest) -> Asked:
     """The part of a request that is about images; what it leaves open, a network that has learned already says."""
-    known = _trained(request)
+    known = read_config(located(request.model)) if is_saved(request.model) else None
     mean = request.mean or (known.mean if known else None)
     std = request.std or (known.std if known else None)
     own = known is not None and request.data not in NAMES  # sets in memory have a size of their own
@@ -191,13 +191,14 @@ def network(request: TrainRequest, source: Source) -> nn.Module:
     """The network that is asked for, for these images, at its start. Its weights are drawn from the seed."""
     channels, classes = source.input_size[0], len(source.classes)
     options = dict(request.model_kwargs)
-    if (known := _trained(request)) is not None:
+    if is_saved(request.model):
         if options or request.weights is not None or request.recipe.drop is not None:
             raise UserError(
                 f"{request.model} has its weights and options: leave out --weights, --model-kwargs and --drop"
             )
-        _fits(known.model, source)
-        return known.model
+        model = load_classifier(request.model).model
+        _fits(model, source)
+        return model
     if request.recipe.drop is not None:
         options["drop_rate"] = request.recipe.drop
     with torch.random.fork_rng(devices=[]):
@@ -216,13 +217,6 @@ def network(request: TrainRequest, source: Source) -> nn.Module:
         load_weights(model, Path(str(request.weights)))
     _fits(model, source)
     return model
-
-
-def _trained(request: TrainRequest) -> Classifier | None:
-    """The network of a folder, or of the hub, that is to learn on; None where the request names another kind."""
-    if not (Path(request.model).is_dir() or is_repository(request.model)):
-        return None
-    return load_classifier(request.model)
 
 
 def teacher_of(recipe: Recipe, source: Source) -> nn.Module | None:

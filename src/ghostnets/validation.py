@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ghostnets.errors import UserError
-from ghostnets.hub import is_repository
+from ghostnets.hub import is_saved
 from ghostnets.measure.quality import tally
 from ghostnets.models.catalog import TRAINED
 from ghostnets.models.weights import load_weights
@@ -48,7 +48,7 @@ def validate(
     known = None
     if weights is None:
         known = load_classifier(network, trust_code=trust_code)
-    elif Path(network).is_dir() or is_repository(network) or network in TRAINED:
+    elif is_saved(network) or network in TRAINED:
         raise UserError(f"{network} has weights of its own: leave out --weights, or name the network without them")
     source = open_source(_asked(known, data, data_dir, mean, std, num_classes, workers, max_bad), told=note)
     for text in source.notes:

@@ -101,9 +101,7 @@ def summary(record: UpgradeRecord, console: Console) -> str:
     network = _table(f"{record.model}, {record.data}", "before", "after", "change", "")
     for row in tables.summary_rows(record):
         network.add_row(row.figure, row.before, row.after, row.change, row.note)
-    with console.capture() as captured:
-        console.print(steps, network, tables.decisions_in_words(record.sites), tables.verdict(record), sep="\n")
-    return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
+    return _printed(console, steps, network, tables.decisions_in_words(record.sites), tables.verdict(record))
 
 
 def inspection_summary(record: Inspection, console: Console) -> str:
@@ -118,6 +116,11 @@ def inspection_summary(record: Inspection, console: Console) -> str:
     told = [*record.layers, *record.stages]
     parts += [f"{part.name}: {part.note}" for part in told if part.note][:SHOWN_NOTES]
     parts.append(tables.inspection_verdict(record))
+    return _printed(console, *parts)
+
+
+def _printed(console: Console, *parts: Table | str) -> str:
+    """As the console would print them, without the blanks at the ends of lines."""
     with console.capture() as captured:
         console.print(*parts, sep="\n")
     return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
@@ -179,8 +182,5 @@ def quality_summary(quality: Quality, title: str, console: Console) -> str:
         recall = "no image" if row.recall is None else tables.percent(row.recall)
         classes.add_row(row.name, f"{row.images:,}", recall, precision)
     more = len(quality.classes) - SHOWN_CLASSES
-    with console.capture() as captured:
-        console.print(table, classes)
-        if more > 0:
-            console.print(f"and {more} classes more: --json has them")
-    return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
+    rest = [f"and {more} classes more: --json has them"] if more > 0 else []
+    return _printed(console, table, classes, *rest)

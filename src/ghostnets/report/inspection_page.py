@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import base64
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ghostnets.records import Inspection, LayerMaps, from_json, read_json
 from ghostnets.report import maps, tables
@@ -13,14 +13,6 @@ from ghostnets.report.strip import MAPS, Arrays, Bar, layer_data, read_maps
 from ghostnets.report.templating import filled
 
 RECORD = "inspection.json"
-
-
-class Card(NamedTuple):
-    """One figure of the whole network."""
-
-    figure: str
-    value: str
-    note: str
 
 
 def render(directory: Path) -> str:
@@ -54,17 +46,17 @@ def render(directory: Path) -> str:
     )
 
 
-def _cards(record: Inspection) -> list[Card]:
+def _cards(record: Inspection) -> list[tables.Card]:
     told = [layer for layer in record.layers if layer.matches is not None]
     count = sum(layer.channels for layer in told)
     tenth = sum(layer.matches.within[2] * (layer.channels - layer.matches.dead) for layer in told if layer.matches)
     rank = sum(layer.rank for layer in told)
     macs = sum(layer.macs for layer in record.layers)
     return [
-        Card("Convolutions", str(len(record.layers)), f"{tables.count(macs)} multiply-adds on one image"),
-        Card("Maps", f"{count:,}", f"with an effective rank of {rank:,.0f}, layer by layer"),
-        Card("Explained by another map", tables.share(tables.mean_explained(record)), "of the maps' variance, mean over layers"),
-        Card("Ghosts within 10 %", f"{tenth:,.0f}", f"of {count:,} maps: an error of a tenth of their variance or less"),
+        tables.Card("Convolutions", str(len(record.layers)), f"{tables.count(macs)} multiply-adds on one image"),
+        tables.Card("Maps", f"{count:,}", f"with an effective rank of {rank:,.0f}, layer by layer"),
+        tables.Card("Explained by another map", tables.share(tables.mean_explained(record)), "of the maps' variance, mean over layers"),
+        tables.Card("Ghosts within 10 %", f"{tenth:,.0f}", f"of {count:,} maps: an error of a tenth of their variance or less"),
     ]  # fmt: skip
 
 

@@ -26,6 +26,14 @@ class Cell(NamedTuple):
     value: float | None = None
 
 
+class Card(NamedTuple):
+    """One figure at the head of a page."""
+
+    figure: str
+    value: str
+    note: str
+
+
 class Column(NamedTuple):
     """A heading and, where the heading alone does not say it, what the column means."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from ghostnets.records import TrainRecord, from_json, read_json
 from ghostnets.report import figures, tables
@@ -19,14 +19,6 @@ FLAGS = {
     "train_samples": "--train-samples", "num_classes": "--num-classes", "in_chans": "--in-chans", "seed": "--seed",
 }  # fmt: skip
 """Field of the request -> the flag that sets it; those with several figures apart."""
-
-
-class Card(NamedTuple):
-    """One figure of the run."""
-
-    figure: str
-    value: str
-    note: str
 
 
 def render(directory: Path) -> str:
@@ -75,13 +67,15 @@ def verdict(record: TrainRecord) -> str:
     )
 
 
-def _cards(record: TrainRecord) -> list[Card]:
+def _cards(record: TrainRecord) -> list[tables.Card]:
     quality = record.quality
     return [
-        Card("Top-1", tables.percent(quality.top1), f"top-5: {tables.percent(quality.top5)}"),
-        Card("Log-likelihood", f"{-quality.nll:.3f}", f"nats an image; calibration error {quality.ece:.3f}"),
-        Card("Parameters", tables.count(record.params), f"{tables.count(record.macs)} multiply-adds on one image"),
-        Card("Time", tables.duration(record.seconds), f"{record.images_per_second:.0f} images/s"),
+        tables.Card("Top-1", tables.percent(quality.top1), f"top-5: {tables.percent(quality.top5)}"),
+        tables.Card("Log-likelihood", f"{-quality.nll:.3f}", f"nats an image; calibration error {quality.ece:.3f}"),
+        tables.Card(
+            "Parameters", tables.count(record.params), f"{tables.count(record.macs)} multiply-adds on one image"
+        ),
+        tables.Card("Time", tables.duration(record.seconds), f"{record.images_per_second:.0f} images/s"),
     ]
 
 
