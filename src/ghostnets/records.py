@@ -303,6 +303,83 @@ class TrainRecord:
     schema: int = SCHEMA
 
 
+@dataclass(frozen=True, kw_only=True)
+class BenchRow:
+    """A contestant with one number of threads; without figures where it gave none, and ``failure`` says why."""
+
+    target: str
+    threads: int
+    precision: Literal["f32", "bf16"]
+    median_ms: float | None = None
+    q1_ms: float | None = None
+    q3_ms: float | None = None
+    ratio: float | None = None
+    """Over the rounds the median of its turn over that of the reference in the same round: below 1 is faster. None where
+    its answers are wrong.
+    """
+    ratio_q1: float | None = None
+    ratio_q3: float | None = None
+    min_ms: float | None = None
+    n: int = 0
+    """Timed runs."""
+    peer: str | None = None
+    """The fastest of the other runtimes, of the same precision and threads."""
+    speedup: float | None = None
+    """How many times as fast as ``peer``, turn by turn of the same round."""
+    speedup_q1: float | None = None
+    speedup_q3: float | None = None
+    max_abs: float | None = None
+    """Largest difference from PyTorch's eager float32 on the same inputs; None where an answer is not finite."""
+    max_rel: float | None = None
+    """The same as a part of PyTorch's largest output."""
+    peak_share: float | None = None
+    """Of the arithmetic that the machine could have done in that time, what the network needs."""
+    load_s: float | None = None
+    """Opening the file and the first run."""
+    peak_mib: float | None = None
+    """Memory of the whole process; None where the system does not say."""
+    bare_mib: float | None = None
+    """What of it Python and NumPy had before the runtime was loaded."""
+    disturbed: int = 0
+    """Turns in which other processes took a core."""
+    version: str = ""
+    failure: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerTime:
+    """One layer as the runtime itself timed it."""
+
+    target: str
+    threads: int
+    name: str
+    macs: int
+    ms: float
+    peak_share: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What ``bench.json`` holds."""
+
+    model: str
+    input_size: tuple[int, int, int]
+    """(C, H, W); the batch is one image."""
+    macs: int
+    rounds: int
+    seed: int
+    reference: str
+    """The target that the ratios are over: the first that was asked for and raced."""
+    rows: tuple[BenchRow, ...]
+    layers: tuple[LayerTime, ...] = ()
+    peak_gflops: dict[str, float] = field(default_factory=dict[str, float])
+    """Threads -> billions of float32 operations a second that the machine was measured to do, a multiply-add as two."""
+    notes: tuple[str, ...] = ()
+    """What was left out, and why."""
+    environment: dict[str, Any] = field(default_factory=dict[str, Any])
+    schema: int = SCHEMA
+
+
 Record = TypeVar("Record")
 
 

@@ -11,6 +11,7 @@ import traceback
 from cyclopts import App, CycloptsError, Parameter
 
 from ghostnets import __version__
+from ghostnets.cli.bench import bench
 from ghostnets.cli.catalogue import list_
 from ghostnets.cli.info import info
 from ghostnets.cli.inspect import inspect
@@ -36,6 +37,7 @@ app = App(
     result_action="return_value",
 )
 app.command(upgrade)
+app.command(bench)
 app.command(report)
 app.command(list_, name="list")
 app.command(info)

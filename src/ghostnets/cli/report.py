@@ -7,12 +7,12 @@ from pathlib import Path
 
 
 def report(directory: Path, /) -> None:
-    """Draw report.html again from the records in a folder that upgrade, inspect or train left.
+    """Draw report.html again from the records in a folder that upgrade, inspect, train or bench left.
 
     Example: ghostnets report build/digits
 
     Args:
-        directory: the folder, with upgrade.json, inspection.json or train.json in it
+        directory: the folder, with upgrade.json, inspection.json, train.json or bench.json in it
     """
     from ghostnets.report.page import write_report  # matplotlib takes a second
 

@@ -15,12 +15,15 @@ from rich.console import Console
 from rich.table import Table
 
 from ghostnets.progress import progress
-from ghostnets.records import Inspection, Quality, TrainRecord, UpgradeRecord
-from ghostnets.report import tables
+from ghostnets.records import Bench, Inspection, Quality, TrainRecord, UpgradeRecord
+from ghostnets.report import bench_tables, tables
 from ghostnets.report.tables import Cell
 
 TERMINAL = ("maps", "size", "explained", "≤ 5 %", "≤ 10 %", "effective", "ms")
 """Columns of an inspection that fit beside a layer's name."""
+
+LEFT_OUT = {"least, ms", "load, s"}
+"""Columns of a benchmark that the page has, and a terminal no room for."""
 
 SHOWN_NOTES = 10
 
@@ -117,6 +120,19 @@ def inspection_summary(record: Inspection, console: Console) -> str:
     parts += [f"{part.name}: {part.note}" for part in told if part.note][:SHOWN_NOTES]
     parts.append(tables.inspection_verdict(record))
     return _printed(console, *parts)
+
+
+def bench_summary(record: Bench, console: Console) -> str:
+    """Every contestant's figures and, where they were asked for, those of the layers."""
+    titles = [column.title for column in bench_tables.columns(record)]
+    race = _columns("target", titles, bench_tables.rows(record), set(titles) - LEFT_OUT)
+    parts: list[Table | str] = [f"{record.model}: {bench_tables.asked(record)}", race]
+    if record.layers:
+        parts.append(
+            _columns("layer", bench_tables.LAYER_TITLES, bench_tables.layer_rows(record), bench_tables.LAYER_TITLES)
+        )
+    told = (bench_tables.verdict(record), bench_tables.control(record), bench_tables.disturbed(record))
+    return _printed(console, *parts, *(words for words in told if words))
 
 
 def _printed(console: Console, *parts: Table | str) -> str:

@@ -12,11 +12,16 @@ from typing import Any, NamedTuple, cast
 
 from ghostnets.errors import UserError
 from ghostnets.records import Outcome, Pairing, Plan, UpgradeRecord, from_json, read_json, write_text
-from ghostnets.report import figures, inspection_page, tables, training_page
+from ghostnets.report import bench_page, figures, inspection_page, tables, training_page
 from ghostnets.report.strip import MAPS, Arrays, Bar, layer_data, read_maps
 from ghostnets.report.templating import filled
 
 REPORT = "report.html"
+
+UPGRADE = "upgrade.json"
+
+OTHERS = (inspection_page, training_page, bench_page)
+"""Each with the record it is the page of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +46,18 @@ class Curve(NamedTuple):
 
 
 def write_report(directory: Path) -> Path:
-    """Draw ``report.html`` from the records in the folder, of an upgrade, an inspection or a training run, and return
-    its path.
+    """Draw ``report.html`` from the records in the folder, of an upgrade, an inspection, a training run or a benchmark, and
+    return its path.
 
     Raises UserError where there are none, or one cannot be read.
     """
     page = directory / REPORT
-    for other in (inspection_page, training_page):
+    names = (UPGRADE, *(other.RECORD for other in OTHERS))
+    if not any((directory / name).exists() for name in names):
+        raise UserError(
+            f"{directory} holds no record that a page could be drawn from: {', '.join(names[:-1])} or {names[-1]}"
+        )
+    for other in OTHERS:
         if (directory / other.RECORD).exists():
             write_text(page, other.render(directory))
             return page
@@ -57,7 +67,7 @@ def write_report(directory: Path) -> Path:
 
 def read_records(directory: Path) -> Records:
     """Read the records of one upgrade."""
-    upgrade = from_json(UpgradeRecord, read_json(directory / "upgrade.json"))
+    upgrade = from_json(UpgradeRecord, read_json(directory / UPGRADE))
     plan, transfer, run = (directory / name for name in ("plan.json", "transfer.json", "run.jsonl"))
     maps = directory / MAPS
     events, broken = _read_events(run) if run.exists() else (None, 0)

@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The program that ghostnets writes itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def open_(file: Path, threads: int, shape: tuple[int, ...]) -> Callable[[Any], Any]:  # noqa: ARG001 - fixed when generated
+    """It also knows the times of its ``layers()``."""
+    from ghostnets.deploy.c.program import Program  # pyright: ignore[reportMissingImports, reportUnknownVariableType]
+
+    return Program(file, threads=threads)
