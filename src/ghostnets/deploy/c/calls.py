@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which kernels a step calls, on which places, with which weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ghostnets.deploy.c.kernels import convolution, copying, depthwise, elementwise, pooling
+from ghostnets.deploy.c.kernels.text import Kernel
+from ghostnets.deploy.c.layout import Buffer, View
+from ghostnets.deploy.c.lower import is_depthwise
+from ghostnets.deploy.c.steps import Copy, Deliver, Feed, Step
+from ghostnets.deploy.c.target import Target
+from ghostnets.deploy.graph import Activate, Combine, Conv, Pool, Softmax
+
+NOTHING = np.zeros(0, np.float32)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Call:
+    """One call of a kernel, or several on places at equal distances."""
+
+    kernel: Kernel
+    reads: int = 0
+    """Floats from the beginning of the buffer read to where the kernel is to begin; so for the others."""
+    other: int = 0
+    writes: int = 0
+    weights: np.ndarray = field(default_factory=lambda: NOTHING)
+    tiles: int = 1
+    """Tiles of output channels, where the kernel counts them."""
+
+
+def calls(step: Step, buffers: dict[str, Buffer], target: Target) -> list[Call]:
+    """The calls of one step, for buffers whose rings are known."""
+    operation = step.operation
+    if isinstance(operation, Conv):
+        return _depthwise(step, operation, buffers, target) if is_depthwise(operation) else _dense(step, operation, buffers, target)
+    read, write = step.reads[0], step.write
+    if isinstance(operation, Feed):
+        assert write is not None
+        scale, shift = operation.scale, operation.shift
+        feed = copying.feed(writes=buffers[write.buffer], view=write, kind=operation.kind, scale=scale, shift=shift)
+        return [Call(kernel=feed)]
+    assert read is not None
+    reads = buffers[read.buffer]
+    if isinstance(operation, Deliver):
+        return [Call(kernel=copying.deliver(reads=reads, view=read))]
+    assert write is not None
+    writes = buffers[write.buffer]
+    if isinstance(operation, Copy):
+        lanes = _lanes(operation, read, write, target)
+        return [Call(kernel=copying.copy(reads=reads, writes=writes, lanes=lanes, rows=operation.rows, columns=operation.columns))]
+    if isinstance(operation, Softmax):
+        return [Call(kernel=copying.softmax(reads=reads, writes=writes, read=read, write=write))]
+    if isinstance(operation, Pool):
+        moves = [(a, b) for a, _, b in _moves(read, None, write, target)]
+        (a, b) = moves[0]
+        height, width = read.shape[1:]
+        near = [(x - a, y - b) for x, y in moves]
+        kernel = pooling.kernel(operation, reads=reads, writes=writes, moves=near, height=height, width=width)
+        return [Call(kernel=kernel, reads=a, writes=b)]
+    assert isinstance(operation, Combine | Activate)
+    second = step.reads[1] if isinstance(operation, Combine) else None
+    moves = _moves(read, second, write, target)
+    (a, b, c) = moves[0]
+    near = [(x - a, y - b, z - c) for x, y, z in moves]
+    other = buffers[second.buffer] if second is not None else None
+    kernel = elementwise.kernel(operation, reads=reads, writes=writes, other=other, moves=near, lanes=target.lanes)
+    return [Call(kernel=kernel, reads=a, other=b, writes=c)]
+
+
+def rows_at_a_time(step: Step, target: Target) -> int:
+    """How many rows a step's kernel likes to compute together."""
+    operation = step.operation
+    if not isinstance(operation, Conv) or is_depthwise(operation):
+        return 1
+    outputs = len(operation.weight) // operation.groups
+    vectors = target.round_up(outputs) // target.lanes
+    inputs = operation.weight[0].size
+    return convolution.tiling(operation.shape[2], operation.shape[1], vectors, inputs, target).tile.rows
+
+
+def _dense(step: Step, conv: Conv, buffers: dict[str, Buffer], target: Target) -> list[Call]:
+    read, write = step.reads[0], step.write
+    assert read is not None
+    assert write is not None
+    reads, writes = buffers[read.buffer], buffers[write.buffer]
+    added = step.reads[1] if len(step.reads) > 1 else None
+    found = []
+    for group in convolution.groups_of(conv, read, write, reads.pixel, reads.line, target):
+        vectors = len(group.outputs) // target.lanes
+        inputs = int(group.channels.max()) + 1
+        _, _, height, width = conv.weight.shape
+        tiles = convolution.tiling(conv.shape[2], conv.shape[1], vectors, inputs * height * width, target)
+        other = buffers[added.buffer] if added is not None else None
+        found.append(
+            Call(
+                kernel=convolution.kernel(conv, group, tiles, reads=reads, writes=writes, other=other, target=target),
+                reads=group.start,
+                other=group.base + int(added.offsets[0] - write.offsets[0]) if added is not None else 0,
+                writes=group.base,
+                weights=convolution.packed(conv, group, tiles, target),
+                tiles=len(tiles.vector_parts),
+            )
+        )
+    return found
+
+
+def _depthwise(step: Step, conv: Conv, buffers: dict[str, Buffer], target: Target) -> list[Call]:
+    read, write = step.reads[0], step.write
+    assert read is not None
+    assert write is not None
+    reads, writes = buffers[read.buffer], buffers[write.buffer]
+    added = step.reads[1] if len(step.reads) > 1 else None
+    other = buffers[added.buffer] if added is not None else None
+    return [
+        Call(
+            kernel=depthwise.kernel(conv, filters, reads=reads, writes=writes, other=other, target=target),
+            reads=int(filters.sources[0]),
+            other=filters.base + int(added.offsets[0] - write.offsets[0]) if added is not None else 0,
+            writes=filters.base,
+            weights=depthwise.packed(conv, filters, target),
+        )
+        for filters in depthwise.filters_of(conv, read, write, target)
+    ]
+
+
+def _moves(read: View, other: View | None, write: View, target: Target) -> list[tuple[int, int, int]]:
+    """For each vector of channels where it is read, in the other operand, and written."""
+    lanes = target.lanes
+    other = read if other is None else other
+    found = {
+        (int(a) // lanes * lanes, int(b) // lanes * lanes, int(c) // lanes * lanes)
+        for a, b, c in zip(read.offsets, other.offsets, write.offsets, strict=True)
+    }
+    return sorted(found, key=lambda move: move[2])
+
+
+def _lanes(copy: Copy, read: View, write: View, target: Target) -> list[tuple[int, int]]:
+    """For every lane written: what is read; -1: nothing."""
+    found = {int(offset) // target.lanes * target.lanes + lane: -1 for offset in write.offsets for lane in range(target.lanes)}
+    for channel, offset in zip(copy.channels, write.offsets, strict=True):
+        found[int(offset)] = int(read.offsets[channel]) if channel >= 0 else -1
+    return sorted(((source, place) for place, source in found.items()), key=lambda lane: lane[1])

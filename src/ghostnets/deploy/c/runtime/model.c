@@ -1,0 +1,158 @@
+/* @TITLE@
+ *
+ * Written by ghostnets @VERSION@ for @TARGET@. Needs a C11 compiler with vector extensions (GCC, Clang) and libc.
+ * What a caller needs is in model.h; the weights are in model.weights.
+ */
+#if defined(__linux__) && !defined(_GNU_SOURCE)
+#define _GNU_SOURCE
+#endif
+#include "model.h"
+
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#ifdef MODEL_PROFILE
+#include <time.h>
+#endif
+#if defined(__x86_64__) || defined(__i386__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+#define LANES @LANES@
+
+/* What is read above and below a map, from its left margin on. */
+static const float zero_row[@ZEROS@] __attribute__((aligned(64)));
+#define zeros (zero_row + @MARGIN@)
+
+@VECTOR@
+#ifdef MODEL_PROFILE
+double model_profile[MODEL_STEPS]; /* seconds in each step, over all runs */
+static double now(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+#define DONE(step) { const double t = now(); model_profile[step] += t - before; before = t; }
+#else
+#define DONE(step)
+#endif
+
+/* ---- Kernels: one for each shape of layer ---- */
+
+@KERNELS@
+/* ---- The network ---- */
+
+static void run(const float *w, float *a, const float *in, float *out) {
+#ifdef MODEL_PROFILE
+  double before = now();
+#endif
+@STAGES@
+}
+
+/* ---- What model.h promises ---- */
+
+#define HEADER 64 /* bytes before the weights: "GHOSTNET", key, number of floats, checksum, zeros */
+
+static uint64_t checksum(const unsigned char *bytes, size_t count) { /* FNV-1a over words of 8 bytes */
+  uint64_t sum = 14695981039346656037u;
+  for (size_t i = 0; i < count; i += 8) {
+    uint64_t word = 0;
+    memcpy(&word, bytes + i, count - i < 8 ? count - i : 8);
+    sum = (sum ^ word) * 1099511628211u;
+  }
+  return sum;
+}
+
+const char *model_message(int code) {
+  switch (code) {
+    case MODEL_OK: return "all is well";
+    case MODEL_NO_FILE: return "the weights cannot be read: is model.weights there?";
+    case MODEL_NO_MEMORY: return "there is not enough memory";
+    case MODEL_NOT_WEIGHTS: return "this is no file of weights: give the model.weights that came with model.c";
+    case MODEL_FOREIGN: return "these weights belong to another network: give the model.weights that came with model.c";
+    case MODEL_TRUNCATED: return "the weights are not complete: copy model.weights again";
+    case MODEL_DAMAGED: return "the weights are damaged (their checksum is wrong): copy model.weights again";
+    case MODEL_THREADS: return "give at least 1 thread, and no more than MODEL_MAX_THREADS";
+    default: return "an unknown message";
+  }
+}
+
+static int inspected(const unsigned char *bytes, size_t size) {
+  uint64_t key, floats, sum;
+  if (size < 8 || memcmp(bytes, "GHOSTNET", 8)) return MODEL_NOT_WEIGHTS;
+  if (size < HEADER) return MODEL_TRUNCATED;
+  memcpy(&key, bytes + 8, 8);
+  memcpy(&floats, bytes + 16, 8);
+  memcpy(&sum, bytes + 24, 8);
+  if (key != @KEY@u || floats != @FLOATS@u) return MODEL_FOREIGN;
+  if (size < HEADER + 4 * (size_t)floats) return MODEL_TRUNCATED;
+  if (size > HEADER + 4 * (size_t)floats) return MODEL_NOT_WEIGHTS;
+  return checksum(bytes + HEADER, size - HEADER) == sum ? MODEL_OK : MODEL_DAMAGED;
+}
+
+size_t model_arena_bytes(void) { return 4 * (size_t)@ARENA@ + 64; }
+
+int model_init_from(model *m, const void *weights, size_t size, void *arena) {
+  memset(m, 0, sizeof *m);
+  const int code = inspected(weights, size);
+  if (code) return code;
+  m->weights = (const float *)(const void *)((const unsigned char *)weights + HEADER);
+  m->arena = (float *)(((uintptr_t)arena + 63) & ~(uintptr_t)63);
+  return MODEL_OK;
+}
+
+#ifdef MODEL_EMBED /* the weights are a part of the program */
+__asm__(".section .rodata\n.balign 64\nmodel_embedded:\n.incbin \"" MODEL_EMBED "\"\nmodel_embedded_end:\n.byte 0\n.previous\n");
+extern const unsigned char model_embedded[], model_embedded_end[];
+#endif
+
+static int fetched(const char *path, unsigned char **bytes, size_t *size) {
+  FILE *file = fopen(path, "rb");
+  if (!file) return MODEL_NO_FILE;
+  const size_t most = HEADER + 4 * (size_t)@FLOATS@ + 1; /* one more than there should be, to see that there is not */
+  *bytes = aligned_alloc(64, (most + 63) / 64 * 64);
+  *size = *bytes ? fread(*bytes, 1, most, file) : 0;
+  const int failed = ferror(file);
+  fclose(file);
+  return !*bytes ? MODEL_NO_MEMORY : failed ? MODEL_NO_FILE : MODEL_OK;
+}
+
+int model_init(model *m, const char *path) {
+  memset(m, 0, sizeof *m);
+  unsigned char *bytes = NULL;
+  size_t size = 0;
+  int code = MODEL_OK;
+#ifdef MODEL_EMBED
+  if (!path) size = (size_t)(model_embedded_end - model_embedded);
+#else
+  if (!path) return MODEL_NO_FILE;
+#endif
+  if (path) code = fetched(path, &bytes, &size);
+  void *arena = code ? NULL : aligned_alloc(64, (model_arena_bytes() + 63) / 64 * 64);
+  if (!code && !arena) code = MODEL_NO_MEMORY;
+#ifdef MODEL_EMBED
+  if (!code) code = model_init_from(m, bytes ? bytes : model_embedded, size, arena);
+#else
+  if (!code) code = model_init_from(m, bytes, size, arena);
+#endif
+  if (code) {
+    free(bytes);
+    free(arena);
+    return code;
+  }
+  m->owned[0] = bytes;
+  m->owned[1] = arena;
+  return MODEL_OK;
+}
+
+void model_run(const model *m, const MODEL_INPUT *in, float *out) { run(m->weights, m->arena, (const float *)(const void *)in, out); }
+
+void model_free(model *m) {
+  free(m->owned[0]);
+  free(m->owned[1]);
+  memset(m, 0, sizeof *m);
+}
