@@ -25,13 +25,14 @@ BELOW: dict[str, set[str]] = {
     "folder": {"errors", "records"},  # the files of one upgrade, and how far it is
     "progress": set(),  # how far a long step is, for people
     "download": {"errors", "progress"},  # files fetched once and kept
+    "compiler": {"errors"},  # the C compiler of this machine
     "blocks": {"errors"},
     "models": {"errors", "blocks", "download"},
     "measure": {"errors", "records"},
-    "training": {"errors", "records", "blocks", "measure", "progress", "download"},
+    "training": {"errors", "records", "blocks", "measure", "progress", "download", "compiler"},
     "upgrading": {"errors", "records", "blocks", "measure", "training"},
     "inspecting": {"errors", "records", "measure", "training", "upgrading"},  # what a network's maps have in common
-    "deploy": {"errors", "records", "blocks", "measure"},
+    "deploy": {"errors", "records", "blocks", "measure", "compiler", "download"},
     "report": {"errors", "records"},
 }
 MAY_IMPORT = BELOW | {

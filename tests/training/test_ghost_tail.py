@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ghostnets.blocks.ghost import GhostModule
+from ghostnets.compiler import NoCompiler
 from ghostnets.models.catalog import create_model
 from ghostnets.training import ghost_tail
 from ghostnets.training.ghost_tail import QuickGhostModule, quickened
-from ghostnets.training.native import NoCompiler
 
 
 @pytest.fixture(autouse=True, scope="module")

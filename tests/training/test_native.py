@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ghostnets.training.native import NoCompiler, compiled, keep_memory
+from ghostnets.compiler import NoCompiler
+from ghostnets.training.native import compiled, keep_memory
 
 ANSWER = "int answer(void) { return 42; }\n"
 

@@ -21,6 +21,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ghostnets.compiler import NoCompiler
 from ghostnets.errors import UserError
 from ghostnets.measure.memory import peak_mib
 from ghostnets.measure.quality import tally
@@ -34,7 +35,6 @@ from ghostnets.training.feed import Feed, MemoryFeed, Share, steps_per_epoch
 from ghostnets.training.ghost_tail import quickened
 from ghostnets.training.history import write_history
 from ghostnets.training.losses import cross_entropy, distillation, feature_error
-from ghostnets.training.native import NoCompiler
 from ghostnets.training.optimizer import make_optimizer, parameter_groups
 from ghostnets.training.pupil import Pupil, Watched, head_of, widths
 from ghostnets.training.recipe import Recipe

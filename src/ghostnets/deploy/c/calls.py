@@ -36,7 +36,11 @@ def calls(step: Step, buffers: dict[str, Buffer], target: Target) -> list[Call]:
     """The calls of one step, for buffers whose rings are known."""
     operation = step.operation
     if isinstance(operation, Conv):
-        return _depthwise(step, operation, buffers, target) if is_depthwise(operation) else _dense(step, operation, buffers, target)
+        return (
+            _depthwise(step, operation, buffers, target)
+            if is_depthwise(operation)
+            else _dense(step, operation, buffers, target)
+        )
     read, write = step.reads[0], step.write
     if isinstance(operation, Feed):
         assert write is not None
@@ -51,7 +55,13 @@ def calls(step: Step, buffers: dict[str, Buffer], target: Target) -> list[Call]:
     writes = buffers[write.buffer]
     if isinstance(operation, Copy):
         lanes = _lanes(operation, read, write, target)
-        return [Call(kernel=copying.copy(reads=reads, writes=writes, lanes=lanes, rows=operation.rows, columns=operation.columns))]
+        return [
+            Call(
+                kernel=copying.copy(
+                    reads=reads, writes=writes, lanes=lanes, rows=operation.rows, columns=operation.columns
+                )
+            )
+        ]
     if isinstance(operation, Softmax):
         return [Call(kernel=copying.softmax(reads=reads, writes=writes, read=read, write=write))]
     if isinstance(operation, Pool):
@@ -140,7 +150,11 @@ def _moves(read: View, other: View | None, write: View, target: Target) -> list[
 
 def _lanes(copy: Copy, read: View, write: View, target: Target) -> list[tuple[int, int]]:
     """For every lane written: what is read; -1: nothing."""
-    found = {int(offset) // target.lanes * target.lanes + lane: -1 for offset in write.offsets for lane in range(target.lanes)}
+    found = {
+        int(offset) // target.lanes * target.lanes + lane: -1
+        for offset in write.offsets
+        for lane in range(target.lanes)
+    }
     for channel, offset in zip(copy.channels, write.offsets, strict=True):
         found[int(offset)] = int(read.offsets[channel]) if channel >= 0 else -1
     return sorted(((source, place) for place, source in found.items()), key=lambda lane: lane[1])

@@ -9,8 +9,8 @@ from math import prod
 
 import numpy as np
 
-from ghostnets.deploy.c.fusion import fused
 from ghostnets.deploy.c.calls import rows_at_a_time
+from ghostnets.deploy.c.fusion import fused
 from ghostnets.deploy.c.lower import lowered
 from ghostnets.deploy.c.schedule import Schedule, scheduled
 from ghostnets.deploy.c.source import Source, runtime, written
@@ -45,7 +45,9 @@ def generated(graph: Graph, target: Target, *, kind: str = "nchw", debug: bool =
     low = lowered(ready, target, feed, in_place=not debug)
     rows = {number: rows_at_a_time(step, target) for number, step in enumerate(low.steps)}
     schedule = scheduled(low, rows, fuse=not debug, reuse=not debug)
-    return Generated(graph=ready, lowered=low, schedule=schedule, source=written(schedule, target), target=target, feed=feed)
+    return Generated(
+        graph=ready, lowered=low, schedule=schedule, source=written(schedule, target), target=target, feed=feed
+    )
 
 
 def files(program: Generated, title: str, version: str) -> dict[str, str]:

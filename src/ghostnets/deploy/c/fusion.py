@@ -47,14 +47,20 @@ def _sums_joined(graph: Graph) -> Graph:
 
 def _groups_widened(graph: Graph, target: Target) -> Graph:
     """Groups of fewer outputs than a vector has lanes are computed together, with zeros between them."""
-    return replace(graph, operations=tuple(_widened(step, target) if isinstance(step, Conv) else step for step in graph.operations))
+    return replace(
+        graph, operations=tuple(_widened(step, target) if isinstance(step, Conv) else step for step in graph.operations)
+    )
 
 
 def _widened(conv: Conv, target: Target) -> Conv:
     outputs, inputs = len(conv.weight) // conv.groups, conv.weight.shape[1]
     if conv.groups == 1 or inputs == 1 or outputs >= target.lanes:
         return conv
-    together = next(n for n in range(1, conv.groups + 1) if conv.groups % n == 0 and (n * outputs >= target.lanes or n == conv.groups))
+    together = next(
+        n
+        for n in range(1, conv.groups + 1)
+        if conv.groups % n == 0 and (n * outputs >= target.lanes or n == conv.groups)
+    )
     weight = np.zeros((len(conv.weight), together * inputs, *conv.weight.shape[2:]), np.float32)
     for output in range(len(conv.weight)):
         place = output // outputs % together

@@ -196,7 +196,9 @@ class _Arrangement:
             return False
         now = self.order[operation.output]
         return all(
-            self.order[reader.output] <= now for value in self._inside(name) for reader in self.graph.readers.get(value, [])
+            self.order[reader.output] <= now
+            for value in self._inside(name)
+            for reader in self.graph.readers.get(value, [])
         ) and self.graph.output not in self._inside(name)
 
     def _inside(self, name: str) -> set[str]:
@@ -289,7 +291,11 @@ class _Arrangement:
         views = {name: self._view(name, *roots[name], buffers, feed.kind) for name in self.shapes}
         image = Step(operation=feed, reads=(None,), write=views[self.graph.input])
         steps = [
-            Step(operation=operation, reads=tuple(views[name] for name in operation.inputs), write=views[operation.output])
+            Step(
+                operation=operation,
+                reads=tuple(views[name] for name in operation.inputs),
+                write=views[operation.output],
+            )
             for operation in self.operations
         ]
         output = self.graph.output

@@ -62,7 +62,9 @@ def rows_until(reader: Step, writer: Step, y1: int) -> int:
     return done
 
 
-def scheduled(lowered: Lowered, rows_of: dict[int, int], *, fuse: bool, reuse: bool, ring_from: int = RING_FROM) -> Schedule:
+def scheduled(
+    lowered: Lowered, rows_of: dict[int, int], *, fuse: bool, reuse: bool, ring_from: int = RING_FROM
+) -> Schedule:
     """Group the steps, cut the rings, place the buffers. ``rows_of`` says how many rows a step computes at a time.
 
     Without ``fuse`` every step computes its whole map before the next begins; without ``reuse`` every value is still
@@ -83,7 +85,9 @@ def _groups(lowered: Lowered, ring_from: int) -> Iterator[list[Step]]:
     group: list[Step] = []
     for step in lowered.steps:
         large = any(
-            view is not None and any(_writes(earlier, view.buffer) for earlier in group) and _bytes(lowered, view.buffer) >= ring_from
+            view is not None
+            and any(_writes(earlier, view.buffer) for earlier in group)
+            and _bytes(lowered, view.buffer) >= ring_from
             for view in step.reads
         )
         if group and not (large and _streams(step, group)):
@@ -178,11 +182,7 @@ def _rings(stage: Stage, stages: tuple[Stage, ...], buffers: dict[str, Buffer]) 
 
 def _ring(written: dict[int, int], used: dict[int, int], height: int) -> int:
     """The fewest rows such that none is written before its predecessor was used for the last time."""
-    return next(
-        ring
-        for ring in range(1, height + 1)
-        if all(used[y] < written[y + ring] for y in range(height - ring))
-    )
+    return next(ring for ring in range(1, height + 1) if all(used[y] < written[y + ring] for y in range(height - ring)))
 
 
 def _names(stage: Stage) -> set[str]:
@@ -216,5 +216,3 @@ def _placed(stages: tuple[Stage, ...], buffers: dict[str, Buffer], *, reuse: boo
         buffers={name: replace(buffers[name], offset=placed[name][0]) for name in placed},
         floats=floats,
     )
-
-

@@ -72,7 +72,14 @@ def written(schedule: Schedule, target: Target) -> Source:
     buffers = schedule.buffers.values()
     margin = max(target.round_up(buffer.left * buffer.pixel) for buffer in buffers)
     return Source(
-        kernels=text, stages=body, steps=tuple(steps), weights=blob, key=key, zeros=max(buffer.row for buffer in buffers) + margin + target.lanes, margin=margin, arena=schedule.floats
+        kernels=text,
+        stages=body,
+        steps=tuple(steps),
+        weights=blob,
+        key=key,
+        zeros=max(buffer.row for buffer in buffers) + margin + target.lanes,
+        margin=margin,
+        arena=schedule.floats,
     )
 
 
@@ -102,7 +109,13 @@ def _call_line(step: Step, schedule: Schedule, name: str, call: Call, weights: i
     if len(step.reads) > 1:
         values["other"] = place(step.reads[1], call.other)
     arguments = ", ".join(values[argument] for argument in call.kernel.arguments)
-    if alone and "n0" in call.kernel.arguments and call.tiles > 1 and height > 1 and call.weights.nbytes >= STREAMED_FROM:
+    if (
+        alone
+        and "n0" in call.kernel.arguments
+        and call.tiles > 1
+        and height > 1
+        and call.weights.nbytes >= STREAMED_FROM
+    ):
         arguments = ", ".join({"n0": "n", "n1": "n + 1"}.get(key, values[key]) for key in call.kernel.arguments)
         return f"for (int n = 0; n < {call.tiles}; n++) {name}({arguments});"
     return f"{name}({arguments});"
@@ -140,5 +153,3 @@ def _stage_lines(stage: Stage, written_calls: list[list[str]], number: int) -> I
 def runtime(name: str) -> str:
     """One of the texts that are the same for every network."""
     return (resources.files("ghostnets.deploy.c") / "runtime" / name).read_text(encoding="utf-8")
-
-

@@ -194,7 +194,9 @@ def kernel(
             choice,
         )
         if rows == tiles.tile.rows:
-            lines += block(f"for (; y + {rows} <= y1; y += {rows})" if rows > 1 else "for (; y < y1; y++)", setup, over, clear)
+            lines += block(
+                f"for (; y + {rows} <= y1; y += {rows})" if rows > 1 else "for (; y < y1; y++)", setup, over, clear
+            )
         else:
             lines += block("if (y < y1)" if rows == 1 else f"if (y + {rows} <= y1)", setup, over, clear)
     arguments = ("in", *(["other"] if other else []), "w", "out", "y0", "y1", "n0", "n1")
@@ -207,7 +209,9 @@ def kernel(
 
 def _rows(conv: Conv, rows: int, reads: Buffer, writes: Buffer, other: Buffer | None) -> list[str]:
     """Pointers to the rows that are read and written."""
-    needed = sorted({r * conv.stride[0] + ky * conv.dilation[0] for r in range(rows) for ky in range(conv.weight.shape[2])})
+    needed = sorted(
+        {r * conv.stride[0] + ky * conv.dilation[0] for r in range(rows) for ky in range(conv.weight.shape[2])}
+    )
     items = ", ".join(row("in", f"y * {conv.stride[0]} + {place - conv.padding[0]}", reads) for place in needed)
     lines = [f"const float *const r[{len(needed)}] = {{{items}}};"]
     for index in range(rows):
@@ -265,7 +269,10 @@ def _tile_text(
     lines.append(f"w += {tile.vectors} * LANES;")
 
     merged_run = (
-        len(group.inputs) == 1 and group.inputs[0].stride == 1 and group.inputs[0].count == reads.pixel and conv.dilation[1] == 1
+        len(group.inputs) == 1
+        and group.inputs[0].stride == 1
+        and group.inputs[0].count == reads.pixel
+        and conv.dilation[1] == 1
     )
     columns = 1 if merged_run else width
 
@@ -300,7 +307,9 @@ def _tile_text(
         body = block(f"for (int j = 0; j < {columns}; j++)", body)
     if tile.rows > 1:
         table = ", ".join(
-            "{" + ", ".join(str(needed.index(r * conv.stride[0] + ky * conv.dilation[0])) for r in range(tile.rows)) + "}"
+            "{"
+            + ", ".join(str(needed.index(r * conv.stride[0] + ky * conv.dilation[0])) for r in range(tile.rows))
+            + "}"
             for ky in range(height)
         )
         lines.append(f"static const int at[{height}][{tile.rows}] = {{{table}}};")

@@ -61,9 +61,15 @@ def feed(*, writes: Buffer, view: View, kind: str, scale: np.ndarray | None, shi
     """Rows of the image that the caller gives (``kind``: nchw or nhwc, of float or uint8) between their margins."""
     channels, height, width = view.shape
     last = kind.startswith("nhwc")
-    image = "const unsigned char *image = (const unsigned char *)in;" if kind.endswith("uint8") else "const float *image = in;"
+    image = (
+        "const unsigned char *image = (const unsigned char *)in;"
+        if kind.endswith("uint8")
+        else "const float *image = in;"
+    )
     at = (
-        f"((size_t)y * {width} + x) * {channels} + c" if last else f"(size_t)c * {height * width} + (size_t)y * {width} + x"
+        f"((size_t)y * {width} + x) * {channels} + c"
+        if last
+        else f"(size_t)c * {height * width} + (size_t)y * {width} + x"
     )
     value = f"(float)image[{at}]"
     tables = [table("to", [int(offset) for offset in view.offsets])]
@@ -77,7 +83,12 @@ def feed(*, writes: Buffer, view: View, kind: str, scale: np.ndarray | None, shi
     across = f"for (int c = 0; c < {channels}; c++)"
     loops = block(along, block(across, store)) if last else block(across, block(along, store))
     lines = [image, *tables]
-    lines += block("for (int y = y0; y < y1; y++)", f"float *o = {row_inside('out', 'y', writes)};", loops, _beside(writes, channels))
+    lines += block(
+        "for (int y = y0; y < y1; y++)",
+        f"float *o = {row_inside('out', 'y', writes)};",
+        loops,
+        _beside(writes, channels),
+    )
     return Kernel(f"an image comes in: {kind}", ("in", "out", "y0", "y1"), text(lines))
 
 

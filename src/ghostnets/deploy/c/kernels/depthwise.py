@@ -99,7 +99,11 @@ def kernel(
         for count, first in ((writes.left, 0), (writes.right, writes.left + writes.width))
         if count
     ]
-    lines = [] if regular else [f"static const int from[{vectors}] = {{{', '.join(map(str, filters.sources - filters.sources[0]))}}};"]
+    lines = (
+        []
+        if regular
+        else [f"static const int from[{vectors}] = {{{', '.join(map(str, filters.sources - filters.sources[0]))}}};"]
+    )
     lines += block("for (int y = y0; y < y1; y++)", setup, loops, clear)
     tiles = [columns, rest] if full and rest else [columns if full else rest]
     parts = tuple((f"NAME_{count}", _tile_text(conv, count, reads, writes, other)) for count in tiles)
@@ -126,7 +130,11 @@ def _tile_text(conv: Conv, count: int, reads: Buffer, writes: Buffer, other: Buf
     for q in range(count):
         for kx in range(width):
             reached.setdefault(q * stride + kx * dilation, []).append((q, kx))
-    body = ["const float *p = r[i] + x;", *(f"const vec w{kx} = load(w + {kx} * LANES);" for kx in range(width)), "vec a;"]
+    body = [
+        "const float *p = r[i] + x;",
+        *(f"const vec w{kx} = load(w + {kx} * LANES);" for kx in range(width)),
+        "vec a;",
+    ]
     for column in sorted(reached):
         sums = " ".join(f"s{q} += a * w{kx};" for q, kx in reached[column])
         body.append(f"a = load(p + {column * reads.pixel}); {sums}")

@@ -15,14 +15,20 @@ SIGNS = {"add": "+", "multiply": "*"}
 
 
 def kernel(
-    step: Combine | Activate, *, reads: Buffer, writes: Buffer, other: Buffer | None, moves: Sequence[tuple[int, int, int]], lanes: int
+    step: Combine | Activate,
+    *,
+    reads: Buffer,
+    writes: Buffer,
+    other: Buffer | None,
+    moves: Sequence[tuple[int, int, int]],
+    lanes: int,
 ) -> Kernel:
     """``moves`` says for each vector where in a place it is read, in the other operand, and written.
 
     An operand of one place serves every place; one of one row, every row.
     """
     activation = step.activation
-    value = "load(r + x * {} + from[n])".format(reads.pixel if reads.width > 1 or writes.width == 1 else 0)
+    value = f"load(r + x * {reads.pixel if reads.width > 1 or writes.width == 1 else 0} + from[n])"
     setup = [
         f"float *o = {row_inside('out', 'y', writes)};",
         f"const float *r = {row_inside('in', 'y' if reads.height > 1 else '0', reads)};",
@@ -30,7 +36,7 @@ def kernel(
     if other is not None:
         assert isinstance(step, Combine)
         setup.append(f"const float *q = {row_inside('other', 'y' if other.height > 1 else '0', other)};")
-        second = "load(q + x * {} + with[n])".format(other.pixel if other.width > 1 or writes.width == 1 else 0)
+        second = f"load(q + x * {other.pixel if other.width > 1 or writes.width == 1 else 0} + with[n])"
         value = f"{value} {SIGNS[step.kind]} {second}"
     count = len(moves)
     tables = [

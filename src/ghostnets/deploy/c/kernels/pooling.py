@@ -10,7 +10,9 @@ from ghostnets.deploy.c.layout import Buffer
 from ghostnets.deploy.graph import Pool
 
 
-def kernel(pool: Pool, *, reads: Buffer, writes: Buffer, moves: Sequence[tuple[int, int]], height: int, width: int) -> Kernel:
+def kernel(
+    pool: Pool, *, reads: Buffer, writes: Buffer, moves: Sequence[tuple[int, int]], height: int, width: int
+) -> Kernel:
     """``moves`` says for each vector where in a place it is read and written; the map read has ``height`` x ``width``."""
     if pool.kind == "mean" and pool.kernel == (height, width) and pool.shape[1:] == (1, 1) and not any(pool.padding):
         return _whole(pool, reads, moves)
