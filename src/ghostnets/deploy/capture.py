@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
+from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from ghostnets.deploy.aten.builder import Builder, site_of
@@ -79,7 +80,9 @@ def _exported(model: nn.Module, image: Tensor) -> ExportedProgram:
         shape = " x ".join(map(str, image.shape))
         raise UserError(f"{name} does not run on an image of {shape}: {first_line(error)}") from error
     if not isinstance(returned, Tensor):
-        raise UserError(f"{name} must return one tensor, not a {type(returned).__name__}: wrap it in a module that does")
+        raise UserError(
+            f"{name} must return one tensor, not a {type(returned).__name__}: wrap it in a module that does"
+        )
     if returned.dim() < 2 or len(returned) != 1:
         raise UserError(
             f"{name} returns a tensor of shape {tuple(returned.shape)} for one image: its first dimension must be the images"
@@ -107,12 +110,13 @@ def _quiet() -> Generator[None, None, None]:
 
 def _given(program: ExportedProgram, image: Tensor) -> Env:
     """The image, and copies of the network's tensors, which it may change as it goes."""
+    _, channels, height, width = image.shape
     held: Mapping[str, Any] = {**program.state_dict, **program.constants}
     env: Env = {}
     placeholders = (node for node in program.graph.nodes if node.op == "placeholder")
     for node, spec in zip(placeholders, program.graph_signature.input_specs, strict=True):
         if spec.kind == InputKind.USER_INPUT:
-            env[node] = Value(name=IMAGE, map=tuple(image.shape[1:]), shape=tuple(image.shape))
+            env[node] = Value(name=IMAGE, map=(channels, height, width), shape=tuple(image.shape))
         else:
             tensor = held.get(str(spec.target))
             env[node] = tensor.detach().clone() if isinstance(tensor, Tensor) else tensor
@@ -122,7 +126,7 @@ def _given(program: ExportedProgram, image: Tensor) -> Env:
 def _step(b: Builder, env: Env, node: fx.Node, order: Mapping[fx.Node, int]) -> None:
     """Translate one call, and let later readers see what it changes in place."""
     b.site = site_of(node)
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda own: env.get(own))
+    args, kwargs = map_arg((node.args, node.kwargs), env.get)
     result = translated(b, node, args, kwargs)
     dtypes = {getattr(value, "dtype", None) for value in pytree.tree_leaves(node.meta.get("val"))}
     if _values(result) and torch.float32 not in dtypes:

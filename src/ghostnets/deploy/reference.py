@@ -12,7 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ghostnets.deploy.graph import (
-    ZERO, Activate, Activation, Combine, Concat, Conv, Graph, Operation, Pool, Resample, Select, Softmax,
+    ZERO,
+    Activate,
+    Activation,
+    Combine,
+    Concat,
+    Conv,
+    Graph,
+    Operation,
+    Pool,
+    Resample,
+    Select,
+    Softmax,
 )  # fmt: skip
 
 ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {

@@ -18,6 +18,7 @@ Operand = Value | Tensor | float
 
 
 def add(b: Builder, x: Operand, other: Operand, *, alpha: float = 1, **_: Any) -> Value:
+    """``x`` and ``alpha`` times the other."""
     if isinstance(x, Value) and isinstance(other, Value):
         return combined(b, "add", x, other if alpha == 1 else affine(b, other, alpha, 0.0))
     if isinstance(x, Value):
@@ -26,14 +27,17 @@ def add(b: Builder, x: Operand, other: Operand, *, alpha: float = 1, **_: Any) -
 
 
 def subtract(b: Builder, x: Operand, other: Operand, *, alpha: float = 1, **_: Any) -> Value:
+    """``x`` less ``alpha`` times the other."""
     return add(b, x, other, alpha=-alpha)
 
 
 def subtract_from(b: Builder, x: Operand, other: Operand, *, alpha: float = 1, **_: Any) -> Value:
+    """The other less ``alpha`` times ``x``."""
     return add(b, other, x, alpha=-alpha)
 
 
 def multiply(b: Builder, x: Operand, other: Operand, **_: Any) -> Value:
+    """Element by element."""
     if isinstance(x, Value) and isinstance(other, Value):
         return combined(b, "multiply", x, other)
     value, constant = (x, other) if isinstance(x, Value) else (_value(other), x)
@@ -41,12 +45,14 @@ def multiply(b: Builder, x: Operand, other: Operand, **_: Any) -> Value:
 
 
 def divide(b: Builder, x: Operand, other: Operand, *, rounding_mode: str | None = None, **_: Any) -> Value:
+    """By a constant."""
     if rounding_mode is not None or isinstance(other, Value):
         raise b.refused("divides by a map" if rounding_mode is None else "rounds", ARITHMETIC)
     return affine(b, _value(x), 1 / _constant(other), 0.0)
 
 
 def negate(b: Builder, x: Value) -> Value:
+    """Minus ``x``."""
     return affine(b, x, -1.0, 0.0)
 
 
@@ -116,7 +122,8 @@ def combined(b: Builder, kind: Literal["add", "multiply"], x: Value, other: Valu
         return Value(name=made.name, map=made.map, shape=x.shape, places=x.places)
     shape = torch.broadcast_shapes(x.shape, other.shape)
     x, other = (b.as_map(value.reshaped((*(1,) * (len(shape) - len(value.shape)), *value.shape))) for value in (x, other))  # fmt: skip
-    full: Shape = tuple(max(sizes) for sizes in zip(x.map, other.map, strict=True))
+    channels, height, width = (max(sizes) for sizes in zip(x.map, other.map, strict=True))
+    full: Shape = (channels, height, width)
     x, other = (_spread(b, value, full) for value in (x, other))
     return b.add(Combine, x, other, shape=full, kind=kind).reshaped(tuple(shape))
 

@@ -70,13 +70,14 @@ class Builder:
         self._counts: Counter[str] = Counter()
 
     def add(self, kind: type[Operation], /, *inputs: Value, shape: Shape, says: str = "", **fields: Any) -> Value:
-        """A new operation and the map it makes. ``says`` is its kind in names, where it is not the call's."""
+        """A new operation and the map it makes. ``says`` is its word in names, where it is not the call itself."""
         word = says or self.site.operation.strip("_")
         self._counts[word] += 1
         output = f"{word}_{self._counts[word]}"
         read = tuple(value.name for value in inputs)
         site = dataclasses.replace(self.site, operation=word)
-        self._operations.append((kind(name="", inputs=read, output=output, shape=shape, **fields), site))
+        own = kind(name=site.module if not says else "", inputs=read, output=output, shape=shape, **fields)
+        self._operations.append((own, site))
         return Value(name=output, map=shape, shape=(1, *shape))
 
     def as_map(self, value: Value) -> Value:
@@ -89,7 +90,7 @@ class Builder:
         return self._maps[value]
 
     def _gathered(self, value: Value) -> Value:
-        chosen = axes(value)
+        chosen: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]] | None = axes(value)
         if chosen is None:
             shape = " x ".join(map(str, value.shape))
             raise self.refused(
@@ -113,10 +114,10 @@ class Builder:
 
     def operations(self) -> tuple[Operation, ...]:
         """All, named after the user's modules."""
-        several = Counter(site.module for _, site in self._operations)
+        several = Counter(step.name for step, _ in self._operations)
         wanted = [
-            site.module if several[site.module] == 1 and site.module else f"{site.module}.{site.operation}".lstrip(".")
-            for _, site in self._operations
+            step.name if step.name and several[step.name] == 1 else f"{site.module}.{site.operation}".lstrip(".")
+            for step, site in self._operations
         ]
         steps = [step for step, _ in self._operations]
         return tuple(dataclasses.replace(step, name=n) for step, n in zip(steps, _unique(wanted), strict=True))

@@ -29,6 +29,7 @@ DROPPED = frozenset("dropout native_dropout feature_dropout alpha_dropout featur
 
 
 def kept(_b: Builder, x: Value, **_: Any) -> Value:
+    """The value itself."""
     return x
 
 

@@ -27,10 +27,12 @@ def max_pool(
     dilation: list[int],
     **_: Any,
 ) -> Value:
+    """The greatest of each window; what lies beyond the map is none."""
     return _pooled(b, x, "max", kernel_size, stride, padding, dilation, counted="nothing")
 
 
 def max_pool_with_indices(b: Builder, x: Value, **rest: Any) -> tuple[Value, None]:
+    """The same; where the greatest lie, nobody may ask."""
     return (max_pool(b, x, **rest), None)
 
 
@@ -66,7 +68,9 @@ def _pooled(
 ) -> Value:
     """``counted``: what lies beyond the map and counts as zeros; ceil mode reaches further than the padding."""
     maps = b.as_map(x)
-    (tall, wide), (down, right), (top, left), (dy, dx) = (_pair(p) for p in (kernel, stride or kernel, padding, dilation))
+    (tall, wide), (down, right), (top, left), (dy, dx) = (
+        _pair(p) for p in (kernel, stride or kernel, padding, dilation)
+    )
     height, width = b.site.shape[-2:]
     bottom = max(0, (height - 1) * down + dy * (tall - 1) + 1 - maps.map[1] - top)
     edge = max(0, (width - 1) * right + dx * (wide - 1) + 1 - maps.map[2] - left)
@@ -86,10 +90,12 @@ def _pooled(
 
 
 def adaptive_mean(b: Builder, x: Value, *, output_size: list[int]) -> Value:
+    """As many windows as there are to be places."""
     return _adaptive(b, x, "mean", output_size)
 
 
 def adaptive_max(b: Builder, x: Value, *, output_size: list[int]) -> tuple[Value, None]:
+    """The same with the greatest; where they lie, nobody may ask."""
     return (_adaptive(b, x, "max", output_size), None)
 
 
@@ -146,6 +152,7 @@ def total(b: Builder, x: Value, *, dim: list[int] | None, **_: Any) -> Value:
 
 
 def greatest(b: Builder, x: Value, *, dim: list[int] | None, **_: Any) -> Value:
+    """Of all places, a row or a column."""
     maps, over = _reduced(b, x, dim)
     if 1 in over:
         raise b.refused("goes over the channels", MEANS)

@@ -27,7 +27,9 @@ NEAREST: Mapping[str, str] = {
         "threshold log_sigmoid glu hardtanh clamp clamp_min clamp_max exp erf".split(),
         ACTIVATIONS,
     ),
-    **dict.fromkeys("layer_norm native_layer_norm group_norm instance_norm rms_norm local_response_norm".split(), NORMS),
+    **dict.fromkeys(
+        "layer_norm native_layer_norm group_norm instance_norm rms_norm local_response_norm".split(), NORMS
+    ),
     **dict.fromkeys("linalg_vector_norm norm std var var_mean".split(), NORMS),
     **dict.fromkeys(
         "upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa grid_sampler".split(),

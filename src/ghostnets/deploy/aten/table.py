@@ -97,7 +97,7 @@ def translated(b: Builder, node: fx.Node, args: tuple[Any, ...], kwargs: Mapping
 def _named(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """All arguments by name, those left out too; the tensor that is read is called ``x``."""
     given: dict[str, Any] = {}
-    for index, argument in enumerate(target._schema.arguments):
+    for index, argument in enumerate(target._schema.arguments):  # noqa: SLF001 - the one way to know their names
         name = "x" if argument.name in {"self", "input"} else argument.name
         if index < len(args):
             given[name] = args[index]
@@ -137,4 +137,4 @@ def _out_of_place(target: Any) -> Any:
     name = target.overloadpacket.__name__
     if not name.endswith("_"):
         return target
-    return getattr(getattr(torch.ops.aten, name.rstrip("_")), target._overloadname)
+    return getattr(getattr(torch.ops.aten, name.rstrip("_")), target._overloadname)  # noqa: SLF001 - the same overload

@@ -72,8 +72,8 @@ def map_shape(shape: tuple[int, ...]) -> Shape | None:
     """The map that a tensor of this shape is: (N, C, H, W), (N, C, W) or (N, C) with one image. None: it is none."""
     if not 2 <= len(shape) <= 4 or shape[0] != 1:
         return None
-    channels, *places = shape[1:]
-    return (channels, *((1,) * (2 - len(places))), *places)
+    height = shape[2] if len(shape) == 4 else 1
+    return (shape[1], height, shape[-1] if len(shape) > 2 else 1)
 
 
 def axes(value: Value) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]] | None:
