@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import io
 import logging
 import warnings
 from collections.abc import Generator, Mapping
@@ -18,7 +19,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
-from ghostnets.deploy.aten.builder import Builder, site_of
+from ghostnets.deploy.aten.builder import Builder, own_line, site_of
 from ghostnets.deploy.aten.moves import DROPPED
 from ghostnets.deploy.aten.refusals import PARTS
 from ghostnets.deploy.aten.table import translated
@@ -49,7 +50,7 @@ def captured(model: nn.Module, example: Tensor) -> Graph:
     b, env = Builder(), _given(program, image)
     with torch.no_grad():
         for node in nodes:
-            if node.op == "call_function":
+            if node.op == "call_function" and (node.users or _writes(node)):
                 _step(b, env, node, order)
     (returned,) = pytree.tree_leaves(nodes[-1].args)
     return _graph(b, type(model).__name__, image, env[returned])
@@ -90,18 +91,20 @@ def _exported(model: nn.Module, image: Tensor) -> ExportedProgram:
     try:
         return torch.export.export(model, (image,), strict=False)
     except Exception as error:  # and here
-        raise UserError(
-            f"{name} cannot be captured: {first_line(error).rstrip('.')}; its forward must not branch on what tensors hold"
-        ) from error
+        reason = first_line(error).rstrip(".")
+        if "data-dependent" in reason:
+            line = own_line(str(error))
+            reason = f"what it does depends on what a tensor holds{f' ({line})' if line else ''}"
+        raise UserError(f"{name} cannot be captured: {reason}; it must do the same for every image") from error
 
 
 @contextlib.contextmanager
 def _quiet() -> Generator[None, None, None]:
-    """PyTorch warns of its own future, and logs what it then raises."""
+    """PyTorch warns of its own future, and logs and prints what it then raises."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -132,15 +135,21 @@ def _step(b: Builder, env: Env, node: fx.Node, order: Mapping[fx.Node, int]) -> 
     if _values(result) and torch.float32 not in dtypes:
         raise b.refused(f"computes in {', '.join(map(str, dtypes))}", "all values are float32")
     schema = getattr(node.target, "_schema", None)
-    returns = schema.returns if schema is not None else ()
+    returns = () if schema is None else schema.returns
     source = _values(args)[:1]
     aliases = b.site.operation in {*DROPPED, "getitem"} or any(own.alias_info is not None for own in returns)
     memory = source[0].memory if source and aliases else None
     env[node] = pytree.tree_map(
         lambda own: dataclasses.replace(own, memory=memory or object()) if isinstance(own, Value) else own, result
     )
-    if schema is not None and schema.is_mutable and _values(result):
+    if _writes(node) and _values(result):
         _changed(b, env, node, order)
+
+
+def _writes(node: fx.Node) -> bool:
+    """Whether it changes a tensor in place."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
 
 
 def _changed(b: Builder, env: Env, node: fx.Node, order: Mapping[fx.Node, int]) -> None:

@@ -46,12 +46,23 @@ class Site:
 def site_of(node: fx.Node) -> Site:
     """Where in the user's code a node of an exported graph comes from."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
-    frames = re.findall(r'File "(.+?)", line (\d+)', node.meta.get("stack_trace") or "")
-    own = [f"{Path(file).name}:{line}" for file, line in frames if not file.startswith(_TORCH)]
     returned = pytree.tree_leaves(node.meta.get("val"))
     shape = getattr(returned[0], "shape", ()) if returned else ()
     library = str(getattr(node.target, "namespace", "aten"))
-    return Site(library, operation_of(node), stack[-1][0] if stack else "", own[-1] if own else "", tuple(shape))
+    return Site(
+        library,
+        operation_of(node),
+        stack[-1][0] if stack else "",
+        own_line(node.meta.get("stack_trace") or ""),
+        tuple(shape),
+    )
+
+
+def own_line(trace: str) -> str:
+    """``file.py:17`` of a trace's innermost line that is not PyTorch's; empty where there is none."""
+    frames = re.findall(r'File "(.+?)", line (\d+)', trace)
+    own = [f"{Path(file).name}:{line}" for file, line in frames if not file.startswith(_TORCH)]
+    return own[-1] if own else ""
 
 
 def operation_of(node: fx.Node) -> str:
@@ -84,13 +95,13 @@ class Builder:
         """The value as a map of the graph, elements in order, which may take a Resample and a Select."""
         shape = map_shape(value.shape)
         if value.places is None and shape == value.map:
-            return value.reshaped((1, *shape))
+            return value.reshaped((1, *value.map))
         if value not in self._maps:
             self._maps[value] = self._gathered(value)
         return self._maps[value]
 
     def _gathered(self, value: Value) -> Value:
-        chosen: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]] | None = axes(value)
+        chosen = axes(value)
         if chosen is None:
             shape = " x ".join(map(str, value.shape))
             raise self.refused(

@@ -16,7 +16,7 @@ RESHAPES = frozenset("view reshape _unsafe_view flatten unflatten squeeze unsque
 
 MOVES = frozenset(
     "permute transpose movedim moveaxis swapaxes t slice select narrow index_select index chunk split "
-    "split_with_sizes tensor_split unbind flip roll expand expand_as repeat tile repeat_interleave pixel_shuffle "
+    "split_with_sizes tensor_split unbind flip roll expand repeat tile repeat_interleave pixel_shuffle "
     "pixel_unshuffle channel_shuffle native_channel_shuffle unfold reflection_pad2d replication_pad2d".split()
 )
 """These are done by PyTorch on the numbers of the places."""
@@ -38,6 +38,11 @@ def dropped(b: Builder, x: Value, *, train: bool, **_: Any) -> Value:
     if train:
         raise b.refused("draws random numbers", "let its probability depend on self.training, as nn.Dropout does")
     return x
+
+
+def expanded(b: Builder, x: Value, **_: Any) -> Value:
+    """Spread over the places or channels of another tensor."""
+    return x.moved(lambda numbers: numbers.expand(b.site.shape))
 
 
 def padded(b: Builder, x: Value, *, pad: list[int], mode: str = "constant", value: float | None = None) -> Value:

@@ -43,8 +43,8 @@ NEAREST: Mapping[str, str] = {
     **dict.fromkeys("pow sqrt rsqrt reciprocal abs maximum minimum where floor round".split(), ARITHMETIC),
     **dict.fromkeys("slice_scatter select_scatter index_put copy fill masked_fill scatter".split(), PARTS),
     **dict.fromkeys("cond while_loop map_impl".split(), BRANCHES),
+    "wrap_with_autocast": "leave torch.autocast to whoever calls the network",
     "log_softmax": "the nearest is softmax; take its logarithm outside, or return the logits",
     "stack": "the nearest is cat along the channels",
-    "cumsum": USUAL,
 }
 """ATen's name -> what stands nearest to it."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch.utils import _pytree as pytree
 from ghostnets.deploy.aten import layers, moves, pools
 from ghostnets.deploy.aten.arithmetic import ARITHMETICS, negate, norm
 from ghostnets.deploy.aten.builder import Builder, operation_of
-from ghostnets.deploy.aten.refusals import BRANCHES
+from ghostnets.deploy.aten.refusals import USUAL
 from ghostnets.deploy.aten.values import Value
 
 Handler = Callable[..., Any]
@@ -50,6 +49,7 @@ LAYERS: Mapping[str, Handler] = {
     "amax": pools.greatest,
     "pad": moves.padded,
     "constant_pad_nd": moves.padded,
+    "expand_as": moves.expanded,
     **dict.fromkeys(moves.KEPT, moves.kept),
     **dict.fromkeys(moves.DROPPED, moves.dropped),
     **ARITHMETICS,
@@ -57,6 +57,9 @@ LAYERS: Mapping[str, Handler] = {
 
 SHAPED = frozenset("zeros_like ones_like full_like new_zeros new_ones new_full empty_like new_empty".split())
 """These read only the shape of a tensor, so they are constants."""
+
+SEVERAL = frozenset((*ARITHMETICS, "cat", "concat", "expand_as", "type_as"))
+"""These may read several values."""
 
 UPSAMPLINGS = frozenset(("upsample_nearest2d", "_upsample_nearest_exact2d"))
 
@@ -74,7 +77,7 @@ def translated(b: Builder, node: fx.Node, args: tuple[Any, ...], kwargs: Mapping
     if name in _NO_RESULT:
         return None
     if not isinstance(node.target, torch._ops.OpOverload):  # noqa: SLF001
-        raise b.refused("runs code of its own", BRANCHES)
+        raise b.refused("runs code of its own")
     values = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Value)]
     if not values or name in SHAPED:
         return _constant(b, node.target, args, kwargs)
@@ -82,16 +85,15 @@ def translated(b: Builder, node: fx.Node, args: tuple[Any, ...], kwargs: Mapping
     first = given.get("x", given.get("tensors"))
     if name in moves.RESHAPES and isinstance(first, Value):
         return first.reshaped(b.site.shape)
-    if name not in ARITHMETICS and name not in {"cat", "concat"} and (len(values) > 1 or values[0] is not first):
-        raise b.refused("has weights that depend on the image")
+    if not {name} & (LAYERS.keys() | moves.MOVES | UPSAMPLINGS):
+        raise b.refused()
+    if name not in SEVERAL and (len(values) > 1 or values[0] is not first):
+        raise b.refused("has weights or places that depend on the image", USUAL)
     if name in UPSAMPLINGS:
-        return moves.upsampled(b, values[0], partial(node.target), {k: v for k, v in given.items() if k != "x"})
+        return moves.upsampled(b, values[0], node.target, {key: own for key, own in given.items() if key != "x"})
     if name in moves.MOVES:
         return _moved(values[0], _out_of_place(node.target), args, kwargs)
-    handler = LAYERS.get(name)
-    if handler is None:
-        raise b.refused()
-    return handler(b, **given)
+    return LAYERS[name](b, **given)
 
 
 def _named(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

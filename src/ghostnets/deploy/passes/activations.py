@@ -26,8 +26,13 @@ from ghostnets.deploy.passes.scales import Edits, reads_zeros, scale_of
 GATED: Mapping[Activation, Activation] = {"sigmoid": "silu", "hard_sigmoid": "hard_swish"}
 """x times this of x is that."""
 
-AGAIN = frozenset(("relu", "relu6"))
-"""Done twice, the same as once."""
+TWICE: Mapping[tuple[Activation | None, Activation], Activation] = {
+    ("relu", "relu"): "relu",
+    ("relu6", "relu"): "relu6",
+    ("relu", "relu6"): "relu6",
+    ("relu6", "relu6"): "relu6",
+}
+"""One activation, then another: the one that does both."""
 
 KEEPS_ZERO = frozenset(("relu", "relu6", "hard_swish", "silu"))
 
@@ -98,11 +103,14 @@ def _made(draft: Draft, value: str, activation: Activation) -> Edits:
     step = draft.maker(value)
     if step is None:
         return None
-    if isinstance(step, Conv | Combine | Activate) and step.activation == activation and activation in AGAIN:
+    both = TWICE.get((step.activation, activation)) if isinstance(step, Conv | Combine | Activate) else None
+    if isinstance(step, Conv | Combine | Activate) and both == step.activation and both is not None:
         return []
     if not draft.alone(value):
         return None
     match step:
+        case Conv() | Combine() | Activate() if both is not None:
+            return [dataclasses.replace(step, activation=both)]
         case Conv(activation=None) | Combine(activation=None):
             return [dataclasses.replace(step, activation=activation)]
         case Concat():

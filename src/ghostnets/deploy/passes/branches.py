@@ -90,10 +90,9 @@ def _line(conv: Conv, axis: int) -> Axis:
 
 
 def _axis(one: Axis, two: Axis) -> Axis | None:
-    """The least that holds both; None where their places do not fall together."""
-    step = two.step if one.size == 1 else one.step
-    if (two.size > 1 and two.step != step) or (one.start - two.start) % step:
-        return None
+    """The least that holds both; None where it would begin within the map."""
+    apart = [line.step for line in (one, two) if line.size > 1]
+    step = gcd(one.start - two.start, *apart) or 1
     start, last = min(one.start, two.start), max(one.last, two.last)
     if start > 0:  # a padding below zero
         return None
@@ -107,8 +106,10 @@ def _embedded(conv: Conv, rows: Axis, columns: Axis, groups: int) -> np.ndarray:
     inputs = own * conv.groups
     top, left = (-conv.padding[0] - rows.start) // rows.step, (-conv.padding[1] - columns.start) // columns.step
     whole = np.zeros((out, inputs // groups, rows.size, columns.size))
+    down, right = conv.dilation[0] // rows.step or 1, conv.dilation[1] // columns.step or 1
     for channel in range(out):
         group = channel // (out // conv.groups)
         first = group * own - channel // (out // groups) * (inputs // groups)
-        whole[channel, first : first + own, top : top + tall, left : left + wide] = conv.weight[channel]
+        places = whole[channel, first : first + own, top : top + tall * down : down, left : left + wide * right : right]
+        places[...] = conv.weight[channel]
     return whole
