@@ -13,9 +13,13 @@ from dataclasses import dataclass, replace
 
 from ghostnets.deploy.c.layout import Buffer
 from ghostnets.deploy.c.steps import Lowered, Step
+from ghostnets.deploy.graph import Conv
 
 RING_FROM = 2**18
 """Bytes of a map from which on it is worth a ring: a part of a second-level cache."""
+
+FUSED_WEIGHTS = 2**19
+"""Bytes of weights that steps running together may have, which all come by for every row."""
 
 ALIGNMENT = 16
 """Floats: buffers begin at whole cache lines."""
@@ -90,11 +94,16 @@ def _groups(lowered: Lowered, ring_from: int) -> Iterator[list[Step]]:
             and _bytes(lowered, view.buffer) >= ring_from
             for view in step.reads
         )
-        if group and not (large and _streams(step, group)):
+        light = sum(_weights(member) for member in (*group, step)) <= FUSED_WEIGHTS
+        if group and not (large and light and _streams(step, group)):
             yield group
             group = []
         group.append(step)
     yield group
+
+
+def _weights(step: Step) -> int:
+    return step.operation.weight.nbytes if isinstance(step.operation, Conv) else 0
 
 
 def _writes(step: Step, buffer: str) -> bool:

@@ -20,6 +20,9 @@ from ghostnets.deploy.graph import Conv
 MOST_PLACES = 14
 """In a tile: 14 divides the widths of networks for images of 224 pixels."""
 
+PREFETCHED = 4096
+"""Bytes that weights are asked for ahead: no cache reads on beyond a page by itself."""
+
 LATENCY = 8
 """Sums that must be on their way to keep two multiply-add units busy."""
 
@@ -282,6 +285,7 @@ def _tile_text(
         return [f"a = splat(p{r}[{index}]);", *(f"{sums[p, v]} += a * w{v};" for v in range(tile.vectors))]
 
     inner: list[str] = [f"const vec w{v} = load(w + {v} * LANES);" for v in range(tile.vectors)]
+    inner += [f"prefetch(w + {PREFETCHED // 4} + {v} * LANES);" for v in range(tile.vectors)]
     inner.append("vec a;")
     for p, (r, c) in enumerate(places):
         inner.append(" ".join(product(r, c, p)))

@@ -94,6 +94,8 @@ static int inspected(const unsigned char *bytes, size_t size) {
   return checksum(bytes + HEADER, size - HEADER) == sum ? MODEL_OK : MODEL_DAMAGED;
 }
 
+const char *model_describe(void) { return "@SHAPES@"; }
+
 size_t model_arena_bytes(void) { return 4 * (size_t)@ARENA@ + 64; }
 
 int model_init_from(model *m, const void *weights, size_t size, void *arena) {

@@ -55,7 +55,9 @@ size_t model_arena_bytes(void);
 void model_run(const model *m, const MODEL_INPUT *in, float *out);
 
 void model_free(model *m);
+
 const char *model_message(int code);
+const char *model_describe(void); /* "channels,height,width;the answer's shape" */
 
 #ifdef __cplusplus
 }

@@ -33,6 +33,8 @@ static inline vec vmin(vec a, vec b) { const ints less = a < b; return (vec)(((i
 #endif
 #endif
 
+#define prefetch(p) __builtin_prefetch(p)
+
 /* e to the x: 2 to the nearest whole power, times a polynomial (Cephes' expf) of what is left; relative error 1e-7. */
 static inline vec exponential_vec(vec x) {
   x = vmin(vmax(x, splat(-87.0f)), splat(88.0f));
