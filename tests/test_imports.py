@@ -43,7 +43,18 @@ MAY_IMPORT = BELOW | {
     "trainer": {*BELOW, "hub", "pretrained", "prediction"},  # a whole training run as one function
     "inspection": {*BELOW, "hub", "pretrained", "prediction"},  # a whole inspection as one function
     "validation": {*BELOW, "hub", "pretrained", "prediction"},  # the figures of a trained network
-    "cli": {*BELOW, "pretrained", "pipeline", "prediction", "trainer", "validation", "inspection", "__init__"},
+    "benchmark": {*BELOW, "hub", "pretrained", "prediction"},  # how fast a network is, as one function
+    "cli": {
+        *BELOW,
+        "pretrained",
+        "pipeline",
+        "prediction",
+        "trainer",
+        "validation",
+        "inspection",
+        "benchmark",
+        "__init__",
+    },
     "__main__": {"cli"},
     "__init__": {
         "records",
@@ -150,7 +161,7 @@ def test_records_and_reports_need_no_torch() -> None:
 
 
 def test_no_optional_dependency_is_loaded_by_importing_the_package() -> None:
-    extras = ("torchvision", "timm", "onnx", "onnxscript", "onnxruntime", "huggingface_hub")
+    extras = ("torchvision", "timm", "onnx", "onnxscript", "onnxruntime", "openvino", "huggingface_hub")
     run_without(extras, [m for m in MODULES if room_of(m) != "cli"])
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ghostnets.compiler import NoCompiler
 from ghostnets.deploy.contestant import Contestant, Lost, Opened, cores
 from ghostnets.deploy.race import PATIENCE, race
 from ghostnets.deploy.standings import Entry, Heat, again, layer_rows, rows
@@ -32,7 +33,7 @@ from ghostnets.pretrained import build
 from ghostnets.records import Bench, is_partial, write_json
 from ghostnets.report.page import write_report
 from ghostnets.training.data import FOLDER_SIZE
-from ghostnets.training.native import NoCompiler, compiled
+from ghostnets.training.native import compiled
 from ghostnets.upgrading.calibration import Progress, quiet
 
 RECORD = "bench.json"
@@ -99,7 +100,7 @@ def bench(
     if not any(heat.turns for heat in heats):
         raise GhostnetsError(f"no target came through: {'; '.join(notes)}")
     if layers and not any(heat.layers for heat in heats):
-        say("no target here tells the time of its layers: c does")
+        say("none of these targets tells the times of its layers, as c does")
     record = Bench(
         model=model_name, input_size=input_size, macs=macs, rounds=rounds, seed=seed, reference=entries[0].name,
         rows=tuple(row for heat in heats for row in rows(heat, scale, macs, peaks.get(heat.threads))),

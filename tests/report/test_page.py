@@ -211,8 +211,9 @@ def test_a_record_that_cannot_be_read_is_refused_by_name(folder: Path, name: str
     assert not (folder / "report.html").exists()
 
 
-def test_a_folder_without_an_upgrade_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"upgrade\.json does not exist"):
+def test_a_folder_without_any_record_is_refused_with_their_names(tmp_path: Path) -> None:
+    names = r"upgrade\.json, inspection\.json, train\.json or bench\.json"
+    with pytest.raises(UserError, match=rf"holds no record that a page could be drawn from: {names}$"):
         write_report(tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -43,7 +43,7 @@ def bench(
 
     Args:
         model: a folder that train, upgrade or save_pretrained left, the name of a network, or file.py:factory (the file is run)
-        targets: with commas: c, openvino, openvino-avx2, openvino-bf16, onnxruntime, torch, torch-channels-last, torch-compile
+        targets: with commas: c, c-avx2, c-scalar, openvino, openvino-avx2, openvino-bf16, onnxruntime, torch, torch-channels-last, torch-compile
         threads: with commas, a race for each number
         input_size: height,width of the image (default: what the network says, else 224,224)
         rounds: in each of which every target has one turn

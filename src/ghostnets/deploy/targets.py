@@ -11,6 +11,7 @@ import copy
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -78,11 +79,12 @@ def exported_program(model: nn.Module, example: Tensor, folder: Path) -> Path:
     return path
 
 
-def c_program(model: nn.Module, example: Tensor, folder: Path) -> Path:
-    """Generated and compiled for this processor."""
-    from ghostnets.deploy.c.program import build  # pyright: ignore[reportMissingImports, reportUnknownVariableType]
+def c_program(model: nn.Module, example: Tensor, folder: Path, *, instructions: str = "native") -> Path:
+    """Generated and compiled for these instructions."""
+    from ghostnets.deploy.c.export import Options
+    from ghostnets.deploy.c.program import build
 
-    return build(model, example, folder / "c", options=None)
+    return build(model, example, folder / f"c-{instructions}", options=Options(target=instructions))
 
 
 OPENVINO = ("openvino", "onnx", "onnxscript")
@@ -91,6 +93,10 @@ TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
         Target(name="c", runtime="ghostnets C", distribution="ghostnets", prepare=c_program, open=c.open_),
+        Target(name="c-avx2", runtime="ghostnets C", distribution="ghostnets",
+               prepare=partial(c_program, instructions="avx2"), open=c.open_),
+        Target(name="c-scalar", runtime="ghostnets C", distribution="ghostnets",
+               prepare=partial(c_program, instructions="scalar"), open=c.open_),
         Target(name="openvino", runtime="OpenVINO", needs=OPENVINO, distribution="openvino", prepare=onnx_file,
                open=openvino.open_, options={"precision": "f32"}),
         Target(name="openvino-avx2", runtime="OpenVINO", needs=OPENVINO, distribution="openvino", prepare=onnx_file,

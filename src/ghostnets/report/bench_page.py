@@ -31,7 +31,7 @@ def render(directory: Path) -> str:
         rows=bench_tables.rows(record),
         layer_titles=bench_tables.LAYER_TITLES,
         layer_rows=bench_tables.layer_rows(record),
-        environment=[*tables.environment_rows(record.environment), *_versions(record)],
+        environment=[*tables.environment_rows(record.environment), ("targets", _versions(record))],
     )
 
 
@@ -54,7 +54,6 @@ def _peak(record: Bench) -> str:
     return ", ".join(told)
 
 
-def _versions(record: Bench) -> list[tuple[str, str]]:
-    return list(
-        dict.fromkeys((row.target, row.version) for row in record.rows if not bench_tables.is_control(record, row))
-    )
+def _versions(record: Bench) -> str:
+    known = (f"{row.target} {row.version}" for row in record.rows if not bench_tables.is_control(record, row))
+    return ", ".join(dict.fromkeys(known))

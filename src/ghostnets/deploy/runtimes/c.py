@@ -10,6 +10,6 @@ from typing import Any
 
 def open_(file: Path, threads: int, shape: tuple[int, ...]) -> Callable[[Any], Any]:  # noqa: ARG001 - fixed when generated
     """It also knows the times of its ``layers()``."""
-    from ghostnets.deploy.c.program import Program  # pyright: ignore[reportMissingImports, reportUnknownVariableType]
+    from ghostnets.deploy.c.program import Program
 
     return Program(file, threads=threads)
