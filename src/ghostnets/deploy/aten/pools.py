@@ -127,7 +127,7 @@ def _windows(size: int, out: int) -> tuple[int, int, tuple[int, ...]] | None:
     return (lengths.pop(), steps.pop(), tuple(starts)) if len(lengths) == len(steps) == 1 else None
 
 
-def mean(b: Builder, x: Value, *, dim: list[int] | None, dtype: object = None, **_: Any) -> Value:
+def mean(b: Builder, x: Value, *, dim: list[int] | None = None, dtype: object = None, **_: Any) -> Value:
     """Over rows, columns or both: a pool. Over the channels: a 1x1 convolution."""
     del dtype  # every value is float32
     maps, over = _reduced(b, x, dim)
@@ -142,7 +142,7 @@ def mean(b: Builder, x: Value, *, dim: list[int] | None, dtype: object = None, *
     return _over(b, maps, "mean", over).reshaped(b.site.shape)
 
 
-def total(b: Builder, x: Value, *, dim: list[int] | None, **_: Any) -> Value:
+def total(b: Builder, x: Value, *, dim: list[int] | None = None, **_: Any) -> Value:
     """A mean times its places."""
     maps, over = _reduced(b, x, dim)
     if 1 in over:

@@ -41,7 +41,7 @@ NEAREST: Mapping[str, str] = {
     **dict.fromkeys("max_pool1d avg_pool1d max_pool3d avg_pool3d lp_pool2d fractional_max_pool2d".split(), POOLS),
     **dict.fromkeys("scaled_dot_product_attention matmul bmm mm addmm einsum baddbmm".split(), ATTENTION),
     **dict.fromkeys("pow sqrt rsqrt reciprocal abs maximum minimum where floor round".split(), ARITHMETIC),
-    **dict.fromkeys("slice_scatter select_scatter index_put copy fill masked_fill scatter".split(), PARTS),
+    **dict.fromkeys("slice_scatter select_scatter index_put copy fill zero masked_fill scatter".split(), PARTS),
     **dict.fromkeys("cond while_loop map_impl".split(), BRANCHES),
     "wrap_with_autocast": "leave torch.autocast to whoever calls the network",
     "log_softmax": "the nearest is softmax; take its logarithm outside, or return the logits",

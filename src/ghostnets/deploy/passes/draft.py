@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
+from collections.abc import Iterator
 
 from ghostnets.deploy.graph import Graph, Operation, Shape
 
@@ -22,12 +23,11 @@ class Draft:
         self.output = graph.output
         self.changed = False
 
-    def steps(self) -> list[Operation]:
-        """All operations as they are now, in order."""
-        return [self._steps[name] for name in sorted(self._steps, key=self._place.__getitem__)]
-
-    def __contains__(self, step: Operation) -> bool:
-        return self._steps.get(step.output) is step
+    def steps(self, *, backwards: bool = False) -> Iterator[Operation]:
+        """All operations that there are now, in order, each as it is when its turn comes."""
+        for name in sorted(self._steps, key=self._place.__getitem__, reverse=backwards):
+            if name in self._steps:
+                yield self._steps[name]
 
     def maker(self, value: str) -> Operation | None:
         """The operation that makes a value; the input has none."""

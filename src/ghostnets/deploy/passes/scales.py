@@ -56,7 +56,7 @@ def into_makers(graph: Graph) -> Graph:
     draft = Draft(graph)
     for step in draft.steps():
         scale = scale_of(step)
-        if scale is not None and step in draft:
+        if scale is not None:
             _fold(draft, step, _made(draft, step.inputs[0], scale))
     return draft.graph()
 
@@ -64,9 +64,9 @@ def into_makers(graph: Graph) -> Graph:
 def into_readers(graph: Graph) -> Graph:
     """Norms, scales and shifts into the convolutions that read the map, where nothing else does."""
     draft = Draft(graph)
-    for step in reversed(draft.steps()):
+    for step in draft.steps(backwards=True):
         scale = scale_of(step)
-        if scale is not None and step in draft and isinstance(step, Conv) and step.activation is None:
+        if scale is not None and isinstance(step, Conv) and step.activation is None:
             edits = _read(draft, step.output, scale)
             if edits is not None and len({edit.output for edit in edits}) == len(edits):
                 _fold(draft, step, edits)

@@ -41,26 +41,25 @@ def joined(graph: Graph) -> Graph:
     """A Select or Resample of another, a Select of a Concat or of a convolution, a Concat of Selects or Concats."""
     draft = Draft(graph)
     for step in draft.steps():
-        if step in draft:
-            made = draft.maker(step.inputs[0])
-            match step, made:
-                case Select(), Select():
-                    draft.put(dataclasses.replace(step, inputs=made.inputs, channels=_through(step.channels, made.channels)))  # fmt: skip
-                case Resample(), Resample():
-                    rows, columns = _through(step.rows, made.rows), _through(step.columns, made.columns)
-                    draft.put(dataclasses.replace(step, inputs=made.inputs, rows=rows, columns=columns))
-                case Select(), Concat():
-                    _select_of_concat(draft, step, made)
-                case Select(), Conv(groups=1) if draft.alone(made.output):
-                    _select_of_conv(draft, step, made)
-                case Concat(), _:
-                    _concat(draft, step)
-                case Conv(groups=1), Select():
-                    _conv_of_select(draft, step, made)
-                case Combine(), _:
-                    _combine(draft, step)
-                case _:
-                    pass
+        made = draft.maker(step.inputs[0])
+        match step, made:
+            case Select(), Select():
+                draft.put(dataclasses.replace(step, inputs=made.inputs, channels=_through(step.channels, made.channels)))  # fmt: skip
+            case Resample(), Resample():
+                rows, columns = _through(step.rows, made.rows), _through(step.columns, made.columns)
+                draft.put(dataclasses.replace(step, inputs=made.inputs, rows=rows, columns=columns))
+            case Select(), Concat():
+                _select_of_concat(draft, step, made)
+            case Select(), Conv(groups=1) if draft.alone(made.output):
+                _select_of_conv(draft, step, made)
+            case Concat(), _:
+                _concat(draft, step)
+            case Conv(groups=1), Select():
+                _conv_of_select(draft, step, made)
+            case Combine(), _:
+                _combine(draft, step)
+            case _:
+                pass
     return draft.graph()
 
 
