@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -28,14 +28,22 @@ def double(_file: Path, _threads: int, _shape: tuple[int, ...], *, factor: float
     return run
 
 
+class Layer(NamedTuple):
+    """As the generated programs tell them."""
+
+    name: str
+    macs: int
+    ms: float
+
+
 class Layered:
     """It knows its layers."""
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         return x * 2
 
-    def layers(self) -> list[tuple[str, int, float]]:
-        return [("first", 600, 0.5), ("</script><b>", 0, 0.25)]
+    def layers(self) -> list[Layer]:
+        return [Layer("first", 600, 0.5), Layer("</script><b>", 0, 0.25)]
 
 
 def layered(_file: Path, _threads: int, _shape: tuple[int, ...]) -> Layered:

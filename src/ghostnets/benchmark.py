@@ -230,7 +230,8 @@ def _prepared(
             try:
                 made[target.prepare] = target.prepare(model, example, folder)
             except Exception as error:  # noqa: BLE001 - a runtime's converter may raise anything, and the others go on
-                made[target.prepare] = first_line(error)
+                kind = "" if isinstance(error, GhostnetsError) else f"{type(error).__name__}: "
+                made[target.prepare] = f"{kind}{first_line(error)}"
         file = made[target.prepare]
         if isinstance(file, Path):
             found.append(Entry(name=target.name, target=target, file=file))

@@ -13,6 +13,7 @@ import pytest
 from ghostnets.cli import app
 from ghostnets.deploy import race
 from ghostnets.deploy.targets import TARGETS
+from ghostnets.measure import peak
 from runners import layered, target
 
 COMMAND = [sys.executable, "-m", "ghostnets"]
@@ -39,6 +40,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "net.py").write_text(DOUBLER)
     monkeypatch.setattr(race, "GAP", 0.0)
+    monkeypatch.setattr(peak, "SECONDS", 0.001)
     for row in (target("double"), target("other", layered), target("absent", needs=("no_such_package",))):
         monkeypatch.setitem(TARGETS, row.name, row)
     return tmp_path

@@ -102,9 +102,9 @@ def test_openvino_is_held_to_avx2_from_the_start() -> None:
 def test_rows_are_chosen_by_name_in_the_order_asked() -> None:
     assert [row.name for row in chosen(["torch", "onnxruntime"])] == ["torch", "onnxruntime"]
     for names, said in (
-        (["onnx"], "there is no target 'onnx': choose from c, openvino"),
+        (["onnx"], "there is no target 'onnx': choose from c, c-avx2"),
         (["torch", "c", "torch"], "the target torch is named twice"),
-        ([], "there is no target to race: choose from c, openvino"),
+        ([], "there is no target to race: choose from c, c-avx2"),
     ):
         with pytest.raises(UserError, match=said):
             chosen(names)

@@ -94,11 +94,11 @@ def turn(run: Run, inputs: list[np.ndarray], expected: list[np.ndarray], warmup:
 
 
 def layer_times(run: object) -> dict[str, Any]:
-    """What the runtime says of its own layers, where it does."""
+    """What the runtime says of its own layers, where it does: ``layers()``, each with ``name``, ``macs`` and ``ms``."""
     layers = getattr(run, "layers", None)
-    return {
-        "layers": [[str(name), int(macs), float(ms)] for name, macs, ms in layers()] if layers is not None else None
-    }
+    if layers is None:
+        return {"layers": None}
+    return {"layers": [[str(layer.name), int(layer.macs), float(layer.ms)] for layer in layers()]}
 
 
 def difference(found: np.ndarray, expected: np.ndarray) -> float:
