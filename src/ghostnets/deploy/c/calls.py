@@ -7,7 +7,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ghostnets.deploy.c.kernels import convolution, copying, depthwise, elementwise, pooling
+from ghostnets.deploy.c.kernels import (
+    convolution,
+    copying,
+    depthwise,
+    elementwise,
+    line_convolution,
+    line_depthwise,
+    line_elementwise,
+    pooling,
+)
 from ghostnets.deploy.c.kernels.text import Kernel
 from ghostnets.deploy.c.layout import Buffer, View
 from ghostnets.deploy.c.lower import is_depthwise
@@ -54,7 +63,7 @@ def calls(step: Step, buffers: dict[str, Buffer], target: Target) -> list[Call]:
     assert write is not None
     writes = buffers[write.buffer]
     if isinstance(operation, Copy):
-        lanes = _lanes(operation, read, write, target)
+        lanes = _lanes(operation, read, write, 1 if writes.lines else target.lanes)
         return [
             Call(
                 kernel=copying.copy(
@@ -65,26 +74,52 @@ def calls(step: Step, buffers: dict[str, Buffer], target: Target) -> list[Call]:
     if isinstance(operation, Softmax):
         return [Call(kernel=copying.softmax(reads=reads, writes=writes, read=read, write=write))]
     if isinstance(operation, Pool):
-        moves = [(a, b) for a, _, b in _moves(read, None, write, target)]
-        (a, b) = moves[0]
-        height, width = read.shape[1:]
-        near = [(x - a, y - b) for x, y in moves]
-        kernel = pooling.kernel(operation, reads=reads, writes=writes, moves=near, height=height, width=width)
-        return [Call(kernel=kernel, reads=a, writes=b)]
+        return [_pool(step, operation, reads, writes, target)]
     assert isinstance(operation, Combine | Activate)
     second = step.reads[1] if isinstance(operation, Combine) else None
-    moves = _moves(read, second, write, target)
+    moves = _moves(step, reads, writes, target)
     (a, b, c) = moves[0]
     near = [(x - a, y - b, z - c) for x, y, z in moves]
     other = buffers[second.buffer] if second is not None else None
-    kernel = elementwise.kernel(operation, reads=reads, writes=writes, other=other, moves=near, lanes=target.lanes)
+    if writes.lines:
+        kernel = line_elementwise.kernel(
+            operation,
+            reads=reads,
+            writes=writes,
+            other=other,
+            moves=near,
+            target=target,
+            lead=_leads(step, writes, target),
+        )
+    else:
+        kernel = elementwise.kernel(operation, reads=reads, writes=writes, other=other, moves=near, lanes=target.lanes)
     return [Call(kernel=kernel, reads=a, other=b, writes=c)]
 
 
-def rows_at_a_time(step: Step, target: Target) -> int:
+def _pool(step: Step, pool: Pool, reads: Buffer, writes: Buffer, target: Target) -> Call:
+    read = step.reads[0]
+    assert read is not None
+    moves = _moves(step, reads, writes, target)
+    (a, _, b) = moves[0]
+    if reads.lines:
+        near = [(x - a, 0, y - b) for x, _, y in moves]
+        return Call(kernel=line_elementwise.mean(pool, reads=reads, moves=near, target=target), reads=a, writes=b)
+    height, width = read.shape[1:]
+    kernel = pooling.kernel(
+        pool, reads=reads, writes=writes, moves=[(x - a, y - b) for x, _, y in moves], height=height, width=width
+    )
+    return Call(kernel=kernel, reads=a, writes=b)
+
+
+def rows_at_a_time(step: Step, buffers: dict[str, Buffer], target: Target) -> int:
     """How many rows a step's kernel likes to compute together."""
     operation = step.operation
-    if not isinstance(operation, Conv) or is_depthwise(operation):
+    if (
+        not isinstance(operation, Conv)
+        or is_depthwise(operation)
+        or step.write is None
+        or buffers[step.write.buffer].lines
+    ):
         return 1
     outputs = len(operation.weight) // operation.groups
     vectors = target.round_up(outputs) // target.lanes
@@ -98,13 +133,35 @@ def _dense(step: Step, conv: Conv, buffers: dict[str, Buffer], target: Target) -
     assert write is not None
     reads, writes = buffers[read.buffer], buffers[write.buffer]
     added = step.reads[1] if len(step.reads) > 1 else None
+    other = buffers[added.buffer] if added is not None else None
+    if writes.lines:
+        group = line_convolution.group_of(conv, read, write, reads, writes)
+        inputs = conv.weight[0].size
+        tiles = line_convolution.tile_of(len(group.outputs), conv.shape[2], inputs, target)
+        return [
+            Call(
+                kernel=line_convolution.kernel(
+                    conv,
+                    group,
+                    tiles,
+                    reads=reads,
+                    writes=writes,
+                    other=other,
+                    target=target,
+                    lead=_leads(step, writes, target),
+                ),
+                reads=group.start,
+                other=group.base + int(added.offsets[0] - write.offsets[0]) if added is not None else 0,
+                writes=group.base,
+                weights=line_convolution.packed(conv, group, tiles),
+            )
+        ]
     found = []
-    for group in convolution.groups_of(conv, read, write, reads.pixel, reads.line, target):
+    for group in convolution.groups_of(conv, read, write, reads.line if reads.lines else 1, target):
         vectors = len(group.outputs) // target.lanes
         inputs = int(group.channels.max()) + 1
         _, _, height, width = conv.weight.shape
         tiles = convolution.tiling(conv.shape[2], conv.shape[1], vectors, inputs * height * width, target)
-        other = buffers[added.buffer] if added is not None else None
         found.append(
             Call(
                 kernel=convolution.kernel(conv, group, tiles, reads=reads, writes=writes, other=other, target=target),
@@ -125,6 +182,25 @@ def _depthwise(step: Step, conv: Conv, buffers: dict[str, Buffer], target: Targe
     reads, writes = buffers[read.buffer], buffers[write.buffer]
     added = step.reads[1] if len(step.reads) > 1 else None
     other = buffers[added.buffer] if added is not None else None
+    if writes.lines:
+        return [
+            Call(
+                kernel=line_depthwise.kernel(
+                    conv,
+                    filters,
+                    reads=reads,
+                    writes=writes,
+                    other=other,
+                    target=target,
+                    lead=_leads(step, writes, target),
+                ),
+                reads=int(filters.sources[0]),
+                other=filters.base + int(added.offsets[0] - write.offsets[0]) if added is not None else 0,
+                writes=filters.base,
+                weights=line_depthwise.packed(conv, filters),
+            )
+            for filters in line_depthwise.filters_of(conv, read, write, writes)
+        ]
     return [
         Call(
             kernel=depthwise.kernel(conv, filters, reads=reads, writes=writes, other=other, target=target),
@@ -137,24 +213,29 @@ def _depthwise(step: Step, conv: Conv, buffers: dict[str, Buffer], target: Targe
     ]
 
 
-def _moves(read: View, other: View | None, write: View, target: Target) -> list[tuple[int, int, int]]:
-    """For each vector of channels where it is read, in the other operand, and written."""
-    lanes = target.lanes
-    other = read if other is None else other
+def _moves(step: Step, reads: Buffer, writes: Buffer, target: Target) -> list[tuple[int, int, int]]:
+    """For each vector of channels, or each line, where it is read, in the other operand, and written."""
+    read, write = step.reads[0], step.write
+    assert read is not None
+    assert write is not None
+    other = step.reads[1] if len(step.reads) > 1 else None
+    second = np.broadcast_to(read.offsets if other is None else other.offsets, read.offsets.shape)
+    lanes = 1 if reads.lines or writes.lines else target.lanes
     found = {
         (int(a) // lanes * lanes, int(b) // lanes * lanes, int(c) // lanes * lanes)
-        for a, b, c in zip(read.offsets, other.offsets, write.offsets, strict=True)
+        for a, b, c in zip(read.offsets, second, write.offsets, strict=True)
     }
     return sorted(found, key=lambda move: move[2])
 
 
-def _lanes(copy: Copy, read: View, write: View, target: Target) -> list[tuple[int, int]]:
+def _leads(step: Step, writes: Buffer, target: Target) -> bool:
+    """Whether a step writes the first line of its rows."""
+    return step.write is not None and step.write.start == target.round_up(writes.left)
+
+
+def _lanes(copy: Copy, read: View, write: View, lanes: int) -> list[tuple[int, int]]:
     """For every lane written: what is read; -1: nothing."""
-    found = {
-        int(offset) // target.lanes * target.lanes + lane: -1
-        for offset in write.offsets
-        for lane in range(target.lanes)
-    }
+    found = {int(offset) // lanes * lanes + lane: -1 for offset in write.offsets for lane in range(lanes)}
     for channel, offset in zip(copy.channels, write.offsets, strict=True):
         found[int(offset)] = int(read.offsets[channel]) if channel >= 0 else -1
     return sorted(((source, place) for place, source in found.items()), key=lambda lane: lane[1])

@@ -128,7 +128,9 @@ class Generated:
         }  # fmt: skip
 
 
-def generated(model: nn.Module, example: Tensor, options: Options | None = None, *, name: str | None = None) -> Generated:
+def generated(
+    model: nn.Module, example: Tensor, options: Options | None = None, *, name: str | None = None
+) -> Generated:
     """The program of a network for images of the size of ``example`` (N, C, H, W).
 
     Raises UserError and UnsupportedLayer for what cannot be captured.
@@ -143,7 +145,7 @@ def from_graph(graph: Graph, options: Options, *, name: str | None = None) -> Ge
     ready = fused(graphs[-1][1], target)
     graphs.append(("sums go into the convolutions before", ready))
     low = lowered(ready, target, _feed(ready, options), in_place=not options.debug)
-    rows = {number: rows_at_a_time(step, target) for number, step in enumerate(low.steps)}
+    rows = {number: rows_at_a_time(step, low.buffers, target) for number, step in enumerate(low.steps)}
     schedule = scheduled(low, rows, fuse=not options.debug, reuse=not options.debug)
     return Generated(
         name=name or graph.name,
@@ -155,7 +157,9 @@ def from_graph(graph: Graph, options: Options, *, name: str | None = None) -> Ge
     )
 
 
-def export(model: nn.Module, example: Tensor, folder: str | Path, options: Options | None = None, *, name: str | None = None) -> Generated:
+def export(
+    model: nn.Module, example: Tensor, folder: str | Path, options: Options | None = None, *, name: str | None = None
+) -> Generated:
     """Write the program of a network to a folder: FILES.
 
     Raises UserError where the folder holds anything else, and what ``generated`` raises.
@@ -185,7 +189,13 @@ def _feed(graph: Graph, options: Options) -> Feed:
         mean, std = (np.array(_channels(values, channels)) for values in (options.mean, options.std))
         scale, shift = 1 / (255 * std), -mean / std
     return Feed(
-        name="image", inputs=(), output=graph.input, shape=graph.input_shape, kind=options.layout, scale=scale, shift=shift
+        name="image",
+        inputs=(),
+        output=graph.input,
+        shape=graph.input_shape,
+        kind=options.layout,
+        scale=scale,
+        shift=shift,
     )
 
 

@@ -20,6 +20,8 @@ class Buffer:
     """Memory of whole rows: all of a map, or a ring in which row y lies at y % ring."""
 
     name: str
+    lines: bool
+    """Whether a row holds channel after channel."""
     height: int
     width: int
     left: int
@@ -39,6 +41,12 @@ class Buffer:
     @property
     def floats(self) -> int:
         return self.ring * self.row
+
+    @property
+    def beside(self) -> tuple[tuple[int, int], ...]:
+        """The columns of zeros, as pairs: the first, and how many."""
+        right = self.line - self.width if self.lines else self.right
+        return tuple((first, count) for first, count in ((-self.left, self.left), (self.width, right)) if count)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decide where every value lies, channels last, so that as little as possible is ever copied.
+"""Decide where every value lies, so that as little as possible is ever copied.
 
 The parts of a concatenation are written into the whole; slices and shuffles of channels are read where they are; sums
 and activations overwrite their input where nothing else reads it afterwards; a convolution whose result is added to a
@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from ghostnets.deploy.c.choice import STRIDES, sizes_in_lines
 from ghostnets.deploy.c.layout import Buffer, View
 from ghostnets.deploy.c.steps import Copy, Deliver, Feed, Lowered, Step
 from ghostnets.deploy.c.target import Target
@@ -35,18 +36,32 @@ CACHE_SET = 2048
 
 
 class _Local:
-    """Where channels lie within a place of their own value, in floats, and how many floats a place has."""
+    """Where channels lie within a place of their own value, in floats, and how many floats a place has; in lines: which
+    line is whose, and how many there are.
+    """
 
-    def __init__(self, places: np.ndarray, width: int) -> None:
-        self.places, self.width = places, width
+    def __init__(self, places: np.ndarray, width: int, *, lines: bool = False) -> None:
+        self.places, self.width, self.lines = places, width, lines
 
     def same(self, other: _Local) -> bool:
-        return self.width == other.width and np.array_equal(self.places, other.places)
+        return self.lines == other.lines and self.width == other.width and np.array_equal(self.places, other.places)
+
+    @property
+    def distinct(self) -> bool:
+        """Whether no two channels lie at one place."""
+        return len(np.unique(self.places)) == len(self.places)
 
 
 def is_depthwise(conv: Conv) -> bool:
     """Whether each output reads one channel, and there are several."""
     return conv.groups > 1 and conv.weight.shape[1] == 1
+
+
+def is_mean_of_all(operation: Operation, shape: Shape) -> bool:
+    """Whether an operation is the mean of a whole map of that shape."""
+    if not isinstance(operation, Pool) or operation.kind != "mean" or any(operation.padding):
+        return False
+    return operation.kernel == shape[1:] and operation.shape[1:] == (1, 1)
 
 
 def lowered(graph: Graph, target: Target, feed: Feed, *, in_place: bool) -> Lowered:
@@ -64,7 +79,8 @@ class _Arrangement:
         channels = graph.input_shape[0]
         self.operations: list[Operation] = []
         self.shapes: dict[str, Shape] = {graph.input: graph.input_shape}
-        self.local: dict[str, _Local] = {graph.input: _Local(np.arange(channels), channels)}
+        self.local: dict[str, _Local] = {graph.input: _Local(np.arange(channels), channels, lines=True)}
+        self.in_lines = sizes_in_lines(graph, target)
         self.home: dict[str, tuple[str, int]] = {}
         """Value -> the value in which it lies, and where there."""
         self.alias: dict[str, str] = {}
@@ -93,14 +109,18 @@ class _Arrangement:
 
     def _conv(self, conv: Conv) -> None:
         source = conv.inputs[0]
+        strided = conv.stride[1] in STRIDES
         if is_depthwise(conv):
-            source = self._vectors(source, distinct=True)
+            source = self._distinct(source) if strided else self._channels_last(source)
             inner = self._compact(source)
             multiplier = len(conv.weight) // conv.groups
             places = np.concatenate([inner.places + index * inner.width for index in range(multiplier)])
-            local = _Local(places.reshape(multiplier, -1).T.ravel(), inner.width * multiplier)
+            places = places.reshape(multiplier, -1).T.ravel()
+            local = _Local(places, inner.width * multiplier, lines=inner.lines)
+        elif self.local[source].lines and strided and conv.groups == 1 and conv.shape[1:] in self.in_lines:
+            local = self._wanted(conv, lines=True) or self._fresh(conv.shape[0], lines=True)
         else:
-            local = self._wanted(conv) or self._by_group(conv)
+            local = self._wanted(conv, lines=False) or self._by_group(conv)
         others = tuple(self._matching(name, local, together=True) for name in conv.inputs[1:])
         self._emit(replace(conv, inputs=(source, *others)), local)
 
@@ -110,7 +130,7 @@ class _Arrangement:
         places = np.arange(conv.groups)[:, None] * width + np.arange(channels)
         return _Local(places.ravel(), width * conv.groups)
 
-    def _wanted(self, conv: Conv) -> _Local | None:
+    def _wanted(self, conv: Conv, *, lines: bool) -> _Local | None:
         """The order that what it is combined with already has."""
         if conv.groups > 1:
             return None
@@ -119,51 +139,46 @@ class _Arrangement:
         if not names and len(readers) == 1 and isinstance(readers[0], Combine):
             names = [name for name in readers[0].inputs if name != conv.output]
         for name in names:
-            if name in self.local and self.shapes[name][0] == conv.shape[0] and self._is_whole(name):
+            if name in self.local and self.shapes[name][0] == conv.shape[0] and self.local[name].lines == lines:
                 local = self._compact(name)
-                if len(np.unique(local.places)) == len(local.places):
+                if local.distinct:
                     return local
         return None
 
     def _concat(self, concat: Concat) -> None:
+        lines = all(self.local[name].lines for name in concat.inputs)
         places, width = [], 0
         for name in concat.inputs:
             part = name
-            if (
-                part in self.home
-                or part in self.alias
-                or part == self.graph.input
-                or not self._is_whole(part)
-                or len(self.local[part].places) != self.shapes[part][0]
-            ):
-                part = self._copy(name, self._fresh(self.shapes[name][0]))
+            taken = part in self.home or part in self.alias or part == self.graph.input
+            if taken or self.local[part].lines != lines:
+                part = self._copy(name, self._fresh(self.shapes[name][0], lines=lines))
             self.home[part] = (concat.output, width)
             places.append(self.local[part].places + width)
             width += self.local[part].width
-        self.local[concat.output] = _Local(np.concatenate(places), width)
+        self.local[concat.output] = _Local(np.concatenate(places), width, lines=lines)
 
     def _select(self, select: Select) -> None:
         (source,) = select.inputs
-        if ZERO in select.channels or not self._is_whole(source):
+        own = self.local[source]
+        if ZERO in select.channels:
             copy = self._copied(source, select.channels, select.output, select.name)
-            self._emit(copy, self._fresh(len(select.channels)))
+            self._emit(copy, self._fresh(len(select.channels), lines=own.lines))
             return
         self.alias[select.output] = source
-        self.local[select.output] = _Local(self.local[source].places[list(select.channels)], self.local[source].width)
+        self.local[select.output] = _Local(own.places[list(select.channels)], own.width, lines=own.lines)
 
     def _resample(self, resample: Resample) -> None:
-        channels = resample.shape[0]
-        copy = Copy(
-            name=resample.name,
-            inputs=resample.inputs,
-            output=resample.output,
+        (source,) = resample.inputs
+        channels = tuple(range(resample.shape[0]))
+        copy = replace(
+            self._copied(source, channels, resample.output, resample.name),
             shape=resample.shape,
-            channels=tuple(range(channels)),
             rows=resample.rows,
             columns=resample.columns,
         )
-        distinct = self._is_whole(resample.inputs[0]) and self._is_distinct(resample.inputs[0])
-        self._emit(copy, self._compact(resample.inputs[0]) if distinct else self._fresh(channels))
+        own = self._compact(source)
+        self._emit(copy, own if own.distinct else self._fresh(len(channels), lines=own.lines))
 
     def _combine(self, combine: Combine) -> None:
         first, second = combine.inputs
@@ -171,16 +186,24 @@ class _Arrangement:
             first, second = second, first
         if self.shapes[first] != combine.shape:  # neither has all places and channels
             first = self._spread(first, combine.shape)
-        first = self._vectors(first, distinct=True)
+        first = self._distinct(first)
         local = self._compact(first)
-        second = self._matching(second, local)
+        if local.lines and self.shapes[second][1:] == (1, 1) != combine.shape[1:]:
+            second = self._channels_last(second)  # one figure a line, wherever it lies
+        else:
+            second = self._matching(second, local)
         apart = second == first or self._root(second)[0] != self._root(first)[0]
         self._emit(replace(combine, inputs=(first, second)), local, over=first if apart else None)
 
     def _mapwise(self, operation: Operation) -> None:
-        source = self._vectors(operation.inputs[0], distinct=True)
+        (source,) = operation.inputs
+        follows = isinstance(operation, Activate) or is_mean_of_all(operation, self.shapes[source])
+        source = self._distinct(source) if follows else self._channels_last(source)
+        local = self._compact(source)
+        if local.lines and isinstance(operation, Pool):
+            local = self._fresh(operation.shape[0], lines=False)
         over = source if isinstance(operation, Activate) else None
-        self._emit(replace(operation, inputs=(source,)), self._compact(source), over=over)
+        self._emit(replace(operation, inputs=(source,)), local, over=over)
 
     # What they share
 
@@ -211,40 +234,32 @@ class _Arrangement:
                 return found
             found |= more
 
-    def _is_whole(self, name: str) -> bool:
-        """Whether a value lies in whole vectors, as all but the caller's image do."""
-        return self._origin(name) != self.graph.input
-
-    def _origin(self, name: str) -> str:
-        while name in self.alias:
-            name = self.alias[name]
-        return name
-
-    def _is_distinct(self, name: str) -> bool:
-        places = self.local[name].places
-        return len(np.unique(places)) == len(places)
-
-    def _fresh(self, channels: int) -> _Local:
-        return _Local(np.arange(channels), self.target.round_up(channels))
+    def _fresh(self, channels: int, *, lines: bool) -> _Local:
+        return _Local(np.arange(channels), channels if lines else self.target.round_up(channels), lines=lines)
 
     def _compact(self, name: str) -> _Local:
-        """A layout of its own for what is computed from a value vector by vector."""
-        lanes = self.target.lanes
-        places = self.local[name].places
-        vectors = np.unique(places // lanes)
-        return _Local(np.searchsorted(vectors, places // lanes) * lanes + places % lanes, len(vectors) * lanes)
+        """A layout of its own for what is computed from a value vector by vector, or line by line."""
+        own = self.local[name]
+        lanes = 1 if own.lines else self.target.lanes
+        vectors = np.unique(own.places // lanes)
+        places = np.searchsorted(vectors, own.places // lanes) * lanes + own.places % lanes
+        return _Local(places, len(vectors) * lanes, lines=own.lines)
 
-    def _vectors(self, name: str, *, distinct: bool) -> str:
-        """The value, or a copy in whole vectors in which no channel stands twice."""
-        if self._is_whole(name) and (not distinct or self._is_distinct(name)):
-            return name
-        return self._copy(name, self._fresh(self.shapes[name][0]))
+    def _distinct(self, name: str) -> str:
+        """The value, or a copy in which no channel stands twice."""
+        own = self.local[name]
+        return name if own.distinct else self._copy(name, self._fresh(len(own.places), lines=own.lines))
+
+    def _channels_last(self, name: str) -> str:
+        """The value, or a copy in vectors of channels in which none stands twice."""
+        own = self.local[name]
+        return name if own.distinct and not own.lines else self._copy(name, self._fresh(len(own.places), lines=False))
 
     def _matching(self, name: str, local: _Local, *, together: bool = False) -> str:
         """The value, or a copy whose channels lie, vector by vector or all ``together``, as in ``local``."""
         channels, own = len(local.places), self.local[name]
-        if self.shapes[name][0] == channels and self._is_whole(name):
-            lanes = self.target.lanes
+        if self.shapes[name][0] == channels and own.lines == local.lines:
+            lanes = 1 if own.lines else self.target.lanes
             shift = own.places - local.places
             pairs = {(int(place) // lanes, int(move)) for place, move in zip(local.places, shift, strict=True)}
             moves = 1 if together else len(np.unique(local.places // lanes))
@@ -259,7 +274,8 @@ class _Arrangement:
         copy = self._copied(name, (0,) * shape[0] if own[0] == 1 else tuple(range(shape[0])), f"{name}.spread", name)
         rows = (0,) * shape[1] if own[1] == 1 else tuple(range(shape[1]))
         columns = (0,) * shape[2] if own[2] == 1 else tuple(range(shape[2]))
-        self._emit(replace(copy, rows=rows, columns=columns, shape=shape), self._fresh(shape[0]))
+        local = self._fresh(shape[0], lines=self.local[name].lines)
+        self._emit(replace(copy, rows=rows, columns=columns, shape=shape), local)
         return copy.output
 
     def _copy(self, name: str, local: _Local, channels: tuple[int, ...] | None = None) -> str:
@@ -287,8 +303,8 @@ class _Arrangement:
         """The steps with their views."""
         roots = {name: self._root(name) for name in self.shapes}
         margins = self._margins(roots)
-        buffers = {root: self._buffer(root, *margins.get(root, (0, 0)), feed.kind) for root, _ in roots.values()}
-        views = {name: self._view(name, *roots[name], buffers, feed.kind) for name in self.shapes}
+        buffers = {root: self._buffer(root, *margins.get(root, (0, 0))) for root, _ in roots.values()}
+        views = {name: self._view(name, *roots[name], buffers) for name in self.shapes}
         image = Step(operation=feed, reads=(None,), write=views[self.graph.input])
         steps = [
             Step(
@@ -327,26 +343,37 @@ class _Arrangement:
                 found[root] = (max(left, operation.padding[1]), max(right, last - (width - 1)))
         return found
 
-    def _buffer(self, root: str, left: int, right: int, kind: str) -> Buffer:
-        channels, height, width = self.shapes[root]
-        columns = left + width + right
-        if root == self.graph.input:
-            if kind.startswith("nchw"):
-                return _rows_of(root, height, width, left, right, pixel=1, line=columns, row=channels * columns)
-            return _rows_of(root, height, width, left, right, pixel=channels, line=1, row=channels * columns)
-        pixel = self.local[root].width
+    def _buffer(self, root: str, left: int, right: int) -> Buffer:
+        _, height, width = self.shapes[root]
+        own = self.local[root]
+        if own.lines:
+            line = self.target.round_up(width + max(left, right))
+            row = self.target.round_up(left) + own.width * line
+            return _rows_of(root, height, width, left, right, lines=True, pixel=1, line=line, row=row)
+        pixel = own.width
         if width > 1 and pixel * 4 % CACHE_SET == 0:
             pixel += self.target.lanes
-        return _rows_of(root, height, width, left, right, pixel=pixel, line=1, row=pixel * columns)
+        row = pixel * (left + width + right)
+        return _rows_of(root, height, width, left, right, lines=False, pixel=pixel, line=1, row=row)
 
-    def _view(self, name: str, root: str, base: int, buffers: dict[str, Buffer], kind: str) -> View:
-        buffer = buffers[root]
-        places = self.local[name].places
-        offsets = places * buffer.line if root == self.graph.input else places + base
-        return View(buffer=root, shape=self.shapes[name], offsets=buffer.left * buffer.pixel + offsets)
+    def _view(self, name: str, root: str, base: int, buffers: dict[str, Buffer]) -> View:
+        buffer, places = buffers[root], self.local[name].places + base
+        before = self.target.round_up(buffer.left) if buffer.lines else buffer.left * buffer.pixel
+        return View(buffer=root, shape=self.shapes[name], offsets=before + places * buffer.line)
 
 
-def _rows_of(name: str, height: int, width: int, left: int, right: int, *, pixel: int, line: int, row: int) -> Buffer:
+def _rows_of(
+    name: str, height: int, width: int, left: int, right: int, *, lines: bool, pixel: int, line: int, row: int
+) -> Buffer:
     return Buffer(
-        name=name, height=height, width=width, left=left, right=right, pixel=pixel, line=line, row=row, ring=height
+        name=name,
+        lines=lines,
+        height=height,
+        width=width,
+        left=left,
+        right=right,
+        pixel=pixel,
+        line=line,
+        row=row,
+        ring=height,
     )

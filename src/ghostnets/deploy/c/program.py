@@ -123,7 +123,7 @@ def compiled(model: nn.Module, example: Tensor, *, options: Options | None = Non
     """
     options = options or Options()
     program = generated(model, example, options)
-    parts = [program.key, *_compiler(), processor(), options.target]
+    parts = [program.key, *command(), processor(), options.target]
     folder = cache_dir() / "c" / hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
     if not (folder / LIBRARY).exists():
         program.save(folder)

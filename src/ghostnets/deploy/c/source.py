@@ -70,7 +70,7 @@ def written(schedule: Schedule, target: Target) -> Source:
     body = "\n".join(f"  {line}" for line in lines)
     key = int.from_bytes(hashlib.sha256((text + body).encode()).digest()[:8], "little")
     buffers = schedule.buffers.values()
-    margin = max(target.round_up(buffer.left * buffer.pixel) for buffer in buffers)
+    margin = max(target.round_up(buffer.left * buffer.pixel) + target.lanes for buffer in buffers)
     return Source(
         kernels=text,
         stages=body,
@@ -79,7 +79,7 @@ def written(schedule: Schedule, target: Target) -> Source:
         key=key,
         zeros=max(buffer.row for buffer in buffers) + margin + target.lanes,
         margin=margin,
-        arena=schedule.floats,
+        arena=schedule.floats + 4 * target.lanes,
     )
 
 

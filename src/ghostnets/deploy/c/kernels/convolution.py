@@ -113,10 +113,9 @@ class Group:
     """The output channel in each lane of each output vector, or -1."""
 
 
-def groups_of(conv: Conv, read: View, write: View, pixel_in: int, line_in: int, target: Target) -> list[Group]:
-    """Which inputs and lanes belong together."""
+def groups_of(conv: Conv, read: View, write: View, stride: int, target: Target) -> list[Group]:
+    """Which inputs and lanes belong together; ``stride`` is from one input to the next."""
     inside, outside = conv.weight.shape[1], len(conv.weight) // conv.groups
-    stride = line_in if pixel_in == 1 else 1
     found = []
     for group in range(conv.groups):
         offsets = read.offsets[group * inside : (group + 1) * inside]
@@ -251,9 +250,8 @@ def _margins(rows: int, writes: Buffer, floats: int) -> list[str]:
     """Zeros beside what was written."""
     lines = []
     for index in range(rows):
-        for columns, first in ((writes.left, -writes.left), (writes.right, writes.width)):
-            if columns:
-                lines.append(f"clear(o{index} + {first * writes.pixel}, {columns}, {writes.pixel}, {floats});")
+        for first, columns in writes.beside:
+            lines.append(f"clear(o{index} + {first * writes.pixel}, {columns}, {writes.pixel}, {floats});")
     return lines
 
 

@@ -47,14 +47,14 @@ def copy(
 
 
 def _beside(writes: Buffer, lanes: int) -> list[str]:
-    lines = []
-    for count, first in ((writes.left, -writes.left), (writes.right, writes.width)):
-        if count:
-            lines += block(
-                f"for (int x = {first}; x < {first + count}; x++)",
-                f"for (int n = 0; n < {lanes}; n++) o[x * {writes.pixel} + to[n]] = 0.0f;",
-            )
-    return lines
+    return [
+        line
+        for first, count in writes.beside
+        for line in block(
+            f"for (int x = {first}; x < {first + count}; x++)",
+            f"for (int n = 0; n < {lanes}; n++) o[(ptrdiff_t)x * {writes.pixel} + to[n]] = 0.0f;",
+        )
+    ]
 
 
 def feed(*, writes: Buffer, view: View, kind: str, scale: np.ndarray | None, shift: np.ndarray | None) -> Kernel:

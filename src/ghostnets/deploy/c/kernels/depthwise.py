@@ -95,9 +95,8 @@ def kernel(
     if rest:
         loops += block(each, call(rest, str(full)))
     clear = [
-        f"clear(o + {(first - writes.left) * writes.pixel}, {count}, {writes.pixel}, {len(filters.outputs)});"
-        for count, first in ((writes.left, 0), (writes.right, writes.left + writes.width))
-        if count
+        f"clear(o + {first * writes.pixel}, {count}, {writes.pixel}, {len(filters.outputs)});"
+        for first, count in writes.beside
     ]
     lines = (
         []

@@ -61,12 +61,11 @@ def kernel(
 def clears(writes: Buffer, moves: Sequence[tuple[int, int]]) -> list[str]:
     """Zeros beside the row at ``o``, in the vectors that are written."""
     lines = []
-    for columns, place in ((writes.left, -writes.left), (writes.right, writes.width)):
-        if columns:
-            lines += block(
-                f"for (int n = 0; n < {len(moves)}; n++)",
-                f"clear(o + {place * writes.pixel} + to[n], {columns}, {writes.pixel}, LANES);",
-            )
+    for place, columns in writes.beside:
+        lines += block(
+            f"for (int n = 0; n < {len(moves)}; n++)",
+            f"clear(o + {place * writes.pixel} + to[n], {columns}, {writes.pixel}, LANES);",
+        )
     return lines
 
 

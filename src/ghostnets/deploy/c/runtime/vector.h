@@ -73,3 +73,40 @@ static inline void clear(float *p, int places, int pixel, int floats) {
   for (int x = 0; x < places; x++)
     for (int n = 0; n < floats; n += LANES) store(p + (ptrdiff_t)x * pixel + n, splat(0.0f));
 }
+
+#if LANES > 1
+#if defined(__clang__) || __GNUC__ >= 12
+#define pick(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define pick(a, b, ...) __builtin_shuffle(a, b, (ints){__VA_ARGS__})
+#endif
+#if LANES == 16
+#define evens(a, b) pick(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30)
+#define odds(a, b) pick(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31)
+static const ints LANE = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#elif LANES == 8
+#define evens(a, b) pick(a, b, 0, 2, 4, 6, 8, 10, 12, 14)
+#define odds(a, b) pick(a, b, 1, 3, 5, 7, 9, 11, 13, 15)
+static const ints LANE = {0, 1, 2, 3, 4, 5, 6, 7};
+#else
+#define evens(a, b) pick(a, b, 0, 2, 4, 6)
+#define odds(a, b) pick(a, b, 1, 3, 5, 7)
+static const ints LANE = {0, 1, 2, 3};
+#endif
+
+/* The first lanes of a vector, and zeros. */
+static inline vec first(vec v, int lanes) { return (vec)((ints)v & (LANE < lanes)); }
+
+/* The sum of all lanes. */
+static inline float total(vec v) {
+  float sum = v[0];
+  for (int lane = 1; lane < LANES; lane++) sum += v[lane];
+  return sum;
+}
+
+/* Zeros beside each of some lines. */
+static inline void clear_lines(float *p, int lines, int line, int start, int floats) {
+  for (int n = 0; n < lines; n++)
+    for (int x = 0; x < floats; x += LANES) store(p + (ptrdiff_t)n * line + start + x, splat(0.0f));
+}
+#endif
