@@ -114,17 +114,18 @@ def _pool(step: Step, pool: Pool, reads: Buffer, writes: Buffer, target: Target)
 def rows_at_a_time(step: Step, buffers: dict[str, Buffer], target: Target) -> int:
     """How many rows a step's kernel likes to compute together."""
     operation = step.operation
-    if (
-        not isinstance(operation, Conv)
-        or is_depthwise(operation)
-        or step.write is None
-        or buffers[step.write.buffer].lines
-    ):
+    if not isinstance(operation, Conv) or step.write is None:
+        return 1
+    lines = buffers[step.write.buffer].lines
+    if is_depthwise(operation):
+        return line_depthwise.rows_of(operation) if lines else 1
+    if lines:
         return 1
     outputs = len(operation.weight) // operation.groups
     vectors = target.round_up(outputs) // target.lanes
-    inputs = operation.weight[0].size
-    return convolution.tiling(operation.shape[2], operation.shape[1], vectors, inputs, target).tile.rows
+    return convolution.tiling(
+        operation.shape[2], operation.shape[1], vectors, operation.weight[0].size, target
+    ).tile.rows
 
 
 def _dense(step: Step, conv: Conv, buffers: dict[str, Buffer], target: Target) -> list[Call]:

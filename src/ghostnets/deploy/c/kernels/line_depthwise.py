@@ -13,9 +13,6 @@ from ghostnets.deploy.c.layout import Buffer, View
 from ghostnets.deploy.c.target import Target
 from ghostnets.deploy.graph import Conv
 
-TOGETHER = 4
-"""Vectors at a time: enough sums to be on their way at once."""
-
 
 def filters_of(conv: Conv, read: View, write: View, writes: Buffer) -> list[Filters]:
     """The lines of inputs, once for each filter a channel has."""
@@ -38,79 +35,102 @@ def packed(conv: Conv, filters: Filters) -> np.ndarray:
     return np.concatenate([conv.bias[filters.outputs, None], weights], axis=1).ravel()
 
 
+def rows_of(conv: Conv) -> int:
+    """Rows of outputs at a time, a divisor of all: what is loaded for one serves the others."""
+    return next(rows for rows in (4, 3, 2, 1) if conv.shape[1] % rows == 0)
+
+
 def kernel(
     conv: Conv, filters: Filters, *, reads: Buffer, writes: Buffer, other: Buffer | None, target: Target, lead: bool
 ) -> Kernel:
     """The function for one filter of each channel, given pointers to the first; ``other`` is added before the activation."""
     _, _, height, width = conv.weight.shape
-    lines_count = len(filters.outputs)
-    items = ", ".join(
-        row("in", f"y * {conv.stride[0]} + {ky * conv.dilation[0] - conv.padding[0]}", reads) for ky in range(height)
-    )
-    setup = [f"const float *const r[{height}] = {{{items}}};", f"float *o = {row_inside('out', 'y', writes)};"]
-    if other is not None:
-        setup.append(f"const float *q = {row_inside('other', 'y', other)};")
+    count_lines, vectors = len(filters.outputs), -(-writes.width // target.lanes)
     regular = bool((np.diff(filters.sources) == reads.line).all())
     source = f"n * {reads.line}" if regular else "from[n]"
-    vectors = -(-writes.width // target.lanes)
-    count = min(TOGETHER, vectors)
-    starts = list(range(0, vectors, count))
-    inner, parts = [], {}
-    for first in starts:
-        together = min(count, vectors - first)
-        rest = writes.width % target.lanes if first + together == vectors else 0
-        name = f"NAME_{together}" + (f"_{rest}" if rest else "")
-        parts[name] = _tile_text(conv, together, rest, name, other, target)
+    table = ", ".join(map(str, filters.sources - filters.sources[0]))
+    lines = [] if regular else [f"static const int from[{count_lines}] = {{{table}}};"]
+    parts: dict[str, str] = {}
+    rows = rows_of(conv)
+    needed = _needed(conv, rows)
+    items = ", ".join(row("in", f"y * {conv.stride[0]} + {place - conv.padding[0]}", reads) for place in needed)
+    setup = [f"const float *const r[{len(needed)}] = {{{items}}};"]
+    for index in range(rows):
+        setup.append(f"float *o{index} = {row_inside('out', f'y + {index}', writes)};")
+        if other is not None:
+            setup.append(f"const float *q{index} = {row_inside('other', f'y + {index}', other)};")
+    most = max(1, (target.registers - 1 - min(height * width, 10)) // rows)
+    count = min(most, vectors)
+    count = -(-vectors // -(-vectors // count))  # as even as possible
+    calls = []
+    for first in range(0, vectors, count):
+        tile = min(count, vectors - first)
+        rest = writes.width % target.lanes if first + tile == vectors else 0
+        name = f"NAME_{rows}x{tile}" + (f"_{rest}" if rest else "")
+        parts[name] = _tile_text(conv, rows, tile, rest, name, other, target)
         shift = first * target.lanes
-        more = f", q + (size_t)n * {other.line} + {shift}" if other is not None else ""
+        outs = "".join(f", o{index} + (size_t)n * {writes.line} + {shift}" for index in range(rows))
+        if other is not None:
+            outs += "".join(f", q{index} + (size_t)n * {other.line} + {shift}" for index in range(rows))
         at = f"(size_t)({source}) + {shift * conv.stride[1]} - {conv.padding[1]}"
-        inner.append(f"{name}(r, {at}, w + n * {1 + height * width}, o + (size_t)n * {writes.line} + {shift}{more});")
-    clear = clears(writes, lines_count, target, lead=lead)
-    table = (
-        []
-        if regular
-        else [
-            f"static const int from[{lines_count}] = {{{', '.join(map(str, filters.sources - filters.sources[0]))}}};"
-        ]
-    )
-    body = block(
-        "for (int y = y0; y < y1; y++)", setup, block(f"for (int n = 0; n < {lines_count}; n++)", inner), clear
-    )
-    comment = f"{height}x{width} depthwise convolution of {lines_count} lines, {count} vectors at a time"
-    return Kernel(
-        comment, ("in", *(["other"] if other else []), "w", "out", "y0", "y1"), text(table, body), tuple(parts.items())
-    )
-
-
-def _tile_text(conv: Conv, vectors: int, rest: int, name: str, other: Buffer | None, target: Target) -> str:
-    _, _, height, width = conv.weight.shape
-    stride, dilation, lanes = conv.stride[1], conv.dilation[1], target.lanes
-    lines = ["const vec b = splat(w[0]);", "vec " + ", ".join(f"s{v} = b" for v in range(vectors)) + ";"]
-    body = [
-        "const float *p = r[i] + x;",
-        f"const float *t = w + 1 + i * {width};",
-        "vec a, c;" if stride == 2 else "vec a;",
+        calls.append(f"{name}(r, {at}, w + n * {1 + height * width}{outs});")
+    clear = [
+        line.replace("(o,", f"(o{index},")
+        for index in range(rows)
+        for line in clears(writes, count_lines, target, lead=lead)
     ]
-    taps = [j * dilation for j in range(width)]
-    if stride == 1:
-        for j, tap in enumerate(taps):
-            body.append(f"a = splat(t[{j}]);")
-            body.append(" ".join(f"s{v} += load(p + {tap + v * lanes}) * a;" for v in range(vectors)))
-    else:
+    lines += block(
+        f"for (int y = y0; y < y1; y += {rows})", setup, block(f"for (int n = 0; n < {count_lines}; n++)", calls), clear
+    )
+    comment = f"{height}x{width} depthwise convolution of {count_lines} lines, {rows} rows at a time"
+    return Kernel(
+        comment, ("in", *(["other"] if other else []), "w", "out", "y0", "y1"), text(lines), tuple(parts.items())
+    )
+
+
+def _needed(conv: Conv, rows: int) -> list[int]:
+    """The input rows, from the first on, that so many output rows are made of."""
+    return sorted(
+        {r * conv.stride[0] + ky * conv.dilation[0] for r in range(rows) for ky in range(conv.weight.shape[2])}
+    )
+
+
+def _tile_text(conv: Conv, rows: int, vectors: int, rest: int, name: str, other: Buffer | None, target: Target) -> str:
+    _, _, height, width = conv.weight.shape
+    stride, lanes = conv.stride[1], target.lanes
+    sums = {(r, v): f"s{r}_{v}" for r in range(rows) for v in range(vectors)}
+    lines = ["const vec b = splat(w[0]);", "vec " + ", ".join(f"{name} = b" for name in sums.values()) + ";"]
+    lines += [f"const vec w{i}_{j} = splat(w[{1 + i * width + j}]);" for i in range(height) for j in range(width)]
+    lines += ["const float *p;", "vec a, c;" if stride == 2 else "vec a;"]
+    taps = [j * conv.dilation[1] for j in range(width)]
+    for index, place in enumerate(_needed(conv, rows)):
+        uses = [
+            (r, i) for r in range(rows) for i in range(height) if r * conv.stride[0] + i * conv.dilation[0] == place
+        ]
+        lines.append(f"p = r[{index}] + x;")
+        if stride == 1:
+            for j, tap in enumerate(taps):
+                for v in range(vectors):
+                    added = " ".join(f"{sums[r, v]} += a * w{i}_{j};" for r, i in uses)
+                    lines.append(f"a = load(p + {tap + v * lanes}); {added}")
+            continue
         for even in dict.fromkeys(tap - tap % 2 for tap in taps):  # both parities come out of the same two vectors
             for v in range(vectors):
                 at = even + 2 * v * lanes
-                body.append(f"a = load(p + {at}); c = load(p + {at + lanes});")
+                lines.append(f"a = load(p + {at}); c = load(p + {at + lanes});")
                 for parity, pick in enumerate(("evens", "odds")):
                     if even + parity in taps:
-                        body.append(f"s{v} += {pick}(a, c) * splat(t[{taps.index(even + parity)}]);")
-    lines += block(f"for (int i = 0; i < {height}; i++)", body)
-    for v in range(vectors):
-        value = f"s{v}" if other is None else f"s{v} + load(q + {v * lanes})"
+                        j = taps.index(even + parity)
+                        added = " ".join(f"{sums[r, v]} += e * w{i}_{j};" for r, i in uses)
+                        lines.append(f"{{ const vec e = {pick}(a, c); {added} }}")
+    for (r, v), value in sums.items():
+        if other is not None:
+            value = f"{value} + load(q{r} + {v * lanes})"
         value = activated(value, conv.activation)
         if rest and v == vectors - 1:
             value = f"first({value}, {rest})"
-        lines.append(f"store(o + {v * lanes}, {value});")
-    more = ", const float *q" if other is not None else ""
-    head = f"static void {name}(const float *const *r, size_t x, const float *w, float *o{more})"
+        lines.append(f"store(o{r} + {v * lanes}, {value});")
+    outs = "".join(f", float *o{r}" for r in range(rows))
+    outs += "".join(f", const float *q{r}" for r in range(rows)) if other is not None else ""
+    head = f"static void {name}(const float *const *r, size_t x, const float *w{outs})"
     return "\n".join([f"{head} {{", text(lines), "}"])
