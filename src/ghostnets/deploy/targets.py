@@ -19,6 +19,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ghostnets.deploy.c.build import build
+from ghostnets.deploy.c.export import Options
 from ghostnets.deploy.onnx import BATCH, export_onnx
 from ghostnets.deploy.runtimes import c, onnxruntime, openvino, pytorch
 from ghostnets.errors import UserError, first_line
@@ -81,10 +83,7 @@ def exported_program(model: nn.Module, example: Tensor, folder: Path) -> Path:
 
 def c_program(model: nn.Module, example: Tensor, folder: Path, *, instructions: str = "native") -> Path:
     """Generated and compiled for these instructions."""
-    from ghostnets.deploy.c.export import Options
-    from ghostnets.deploy.c.program import build
-
-    return build(model, example, folder / f"c-{instructions}", options=Options(target=instructions))
+    return build(model, example, folder / f"c-{instructions}", Options(target=instructions), profiled=True)
 
 
 OPENVINO = ("openvino", "onnx", "onnxscript")

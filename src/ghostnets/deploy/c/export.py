@@ -112,16 +112,20 @@ class Generated:
         channels, height, width = self.graph.input_shape
         mean, std = (_channels(values, channels) for values in (options.mean, options.std))
         uint8 = options.layout == "nhwc-uint8"
+        image = (channels, height, width) if options.layout == "nchw" else (height, width, channels)
         return {
             "TITLE": self.name, "VERSION": _version(), "TARGET": target.name, "LANES": target.lanes,
             "FLAGS": " ".join(target.flags), "ZEROS": source.zeros, "MARGIN": source.margin, "VECTOR": runtime("vector.h"),
             "KERNELS": source.kernels, "STAGES": source.stages, "KEY": source.key, "FLOATS": source.weights.size,
-            "ARENA": source.arena, "INPUT": "unsigned char" if uint8 else "float",
+            "ARENA": source.arena, "ARENA_MANY": source.arena_many, "TEAM": runtime("team.h").replace("@SHARED@", source.shared),
+            "INPUT": "unsigned char" if uint8 else "float",
             "LAYOUT": "channel by channel" if options.layout == "nchw" else "place by place: red, green, blue, red, ...",
             "IS_BYTES": int(uint8), "IS_PLANES": int(options.layout == "nchw"),
             "CHANNELS": channels, "HEIGHT": height, "WIDTH": width, "OUT": prod(self.graph.output_shape),
             "ANSWER": " x ".join(map(str, self.graph.output_shape)),
-            "SHAPES": ";".join(",".join(map(str, shape)) for shape in (self.graph.input_shape, self.graph.output_shape)),
+            "SHAPES": ";".join(",".join(map(str, shape)) for shape in (image, self.graph.output_shape)),
+            "KIND": "uint8" if uint8 else "float32",
+            "NAMES": "\n".join(f'    "{step.operation.macs} {_quoted(step.operation.name)}",' for step in source.steps),
             "STEPS": len(source.steps), "MACS": f"{self.graph.macs:,}",
             "MEAN": ", ".join(f"{value!r}f" for value in mean), "STD": ", ".join(f"{value!r}f" for value in std),
             "ARENA_KIB": source.arena * 4 // 1024, "WEIGHTS_KIB": source.weights.size * 4 // 1024,
@@ -147,13 +151,14 @@ def from_graph(graph: Graph, options: Options, *, name: str | None = None) -> Ge
     low = lowered(ready, target, _feed(ready, options), in_place=not options.debug)
     rows = {number: rows_at_a_time(step, low.buffers, target) for number, step in enumerate(low.steps)}
     schedule = scheduled(low, rows, fuse=not options.debug, reuse=not options.debug)
+    shared = scheduled(low, rows, fuse=False, reuse=not options.debug)
     return Generated(
         name=name or graph.name,
         options=options,
         graphs=tuple(graphs),
         lowered=low,
         schedule=schedule,
-        source=written(schedule, target),
+        source=written(schedule, shared, target),
     )
 
 
@@ -212,6 +217,11 @@ def _filled(template: str, fields: dict[str, object]) -> str:
     for name, value in fields.items():
         template = template.replace(f"@{name}@", str(value))
     return template
+
+
+def _quoted(name: str) -> str:
+    """As it stands in a string of C."""
+    return name.replace("\\", "\\\\").replace('"', '\\"')
 
 
 def _version() -> str:

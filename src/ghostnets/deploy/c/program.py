@@ -1,28 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A generated program on the machine that wrote it: compiled, kept, loaded, called."""
+"""A compiled program: loaded, called, timed. It needs NumPy alone."""
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
+import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
-from ghostnets.compiler import NoCompiler, command, compile_shared, processor
-from ghostnets.deploy.c.export import Options, generated
-from ghostnets.download import cache_dir
 from ghostnets.errors import GhostnetsError, UserError
 
-LIBRARY, WEIGHTS = "model.so", "model.weights"
+if TYPE_CHECKING:
+    from torch import Tensor
 
-PROFILED = "model.profiled.so"
-"""The same program with a clock in it."""
+LIBRARY, PROFILED, WEIGHTS = "model.so", "model.profiled.so", "model.weights"
+"""A folder's files: the program, the same with a clock in it, the weights."""
+
+MOST_THREADS = 64
+"""As ``model.h`` has it."""
 
 
 class _Model(ctypes.Structure):
@@ -31,6 +30,7 @@ class _Model(ctypes.Structure):
     _fields_ = (
         ("weights", ctypes.c_void_p),
         ("arena", ctypes.c_void_p),
+        ("team", ctypes.c_void_p),
         ("owned", ctypes.c_void_p * 2),
     )
 
@@ -44,55 +44,36 @@ class Layer:
     ms: float
 
 
-def build(model: nn.Module, example: Tensor, folder: Path, *, options: Options | None = None) -> Path:
-    """Write the program of a network to a folder, compile it there, and return the library's path.
-
-    Raises UserError and UnsupportedLayer for what cannot be captured, GhostnetsError where nothing compiles here.
-    """
-    options = options or Options()
-    generated(model, example, options).save(folder)
-    compile_in(folder, options)
-    return folder / LIBRARY
-
-
-def compile_in(folder: Path, options: Options, *, profiled: bool = False) -> Path:
-    """Compile a written program with the compiler of this machine."""
-    own = options.instructions.flags
-    choices = (("-march=native", *own), own) if options.target == "native" else (own,)
-    library = folder / (PROFILED if profiled else LIBRARY)
-    try:
-        flags = [("-std=gnu11", *flags) for flags in choices]
-        compile_shared(folder / "model.c", library, flags, defines=["MODEL_PROFILE"] if profiled else [])
-    except NoCompiler as error:
-        raise GhostnetsError(
-            f"the program cannot be compiled, because {error}: install GCC or Clang (on Debian and Ubuntu: apt install gcc)"
-        ) from None
-    return library
-
-
 class Program:
     """A compiled network: images in, answers out. May be called from several threads, which take turns."""
 
-    def __init__(self, path: Path, *, threads: int = 1) -> None:
-        """Load a library and the weights beside it. Raises GhostnetsError where they are no such pair."""
-        if threads != 1:
-            raise UserError(f"{threads} threads: a generated program runs on one")
-        self.path = path
+    def __init__(self, path: str | Path, *, threads: int = 1) -> None:
+        """Load a library and the weights beside it, for so many threads.
+
+        Raises GhostnetsError where they are no such pair, UserError for a number of threads that cannot be.
+        """
+        if not 1 <= threads <= MOST_THREADS:
+            raise UserError(f"{threads} threads cannot run a program: give 1 to {MOST_THREADS}")
+        self.path = Path(path)
         try:
-            self._functions = ctypes.CDLL(str(path))
-        except OSError as error:
-            raise GhostnetsError(f"{path} cannot be loaded: {error}") from None
-        self._functions.model_message.restype = ctypes.c_char_p
-        self._functions.model_describe.restype = ctypes.c_char_p
+            self._functions: Any = ctypes.CDLL(str(self.path))
+            self._functions.model_message.restype = ctypes.c_char_p
+            self._functions.model_describe.restype = ctypes.c_char_p
+        except (OSError, AttributeError) as error:
+            raise GhostnetsError(f"{path} is no program of ghostnets for this machine: {error}") from None
         self._model, self._turn = _Model(), threading.Lock()
-        code = self._functions.model_init(ctypes.byref(self._model), str(path.with_name(WEIGHTS)).encode())
+        weights = self.path.with_name(WEIGHTS)
+        code = self._functions.model_init(ctypes.byref(self._model), str(weights).encode(), threads)
         if code:
-            raise GhostnetsError(f"{path.with_name(WEIGHTS)}: {self._functions.model_message(code).decode()}")
-        shapes = self._functions.model_describe().decode().split(";")
-        self.input_shape, self.output_shape = (tuple(map(int, shape.split(","))) for shape in shapes[:2])
+            raise GhostnetsError(f"{weights}: {self._functions.model_message(code).decode()}")
+        image, answer, kind, self.title = self._functions.model_describe().decode().split(";", 3)
+        self.input_shape = tuple(map(int, image.split(",")))
+        """Of one image, in the order in which its values lie."""
+        self.output_shape = tuple(map(int, answer.split(",")))
+        self.dtype = np.dtype(kind)
 
     def __del__(self) -> None:
-        if getattr(self, "_model", None) is not None:
+        if getattr(self, "title", None) is not None:
             self._functions.model_free(ctypes.byref(self._model))
 
     @overload
@@ -100,32 +81,46 @@ class Program:
     @overload
     def __call__(self, images: np.ndarray) -> np.ndarray: ...
     def __call__(self, images: Tensor | np.ndarray) -> Tensor | np.ndarray:
-        """Answers (N, ...) for images (N, C, H, W), float32, one after the other. Raises UserError for other shapes."""
-        if isinstance(images, Tensor):
+        """Answers (N, ...) for images (N, ...), one after the other; what comes as a tensor comes back as one.
+
+        Nothing is copied that lies in memory as the program reads it. Raises UserError for other shapes and types.
+        """
+        torch = sys.modules.get("torch")
+        if torch is not None and isinstance(images, torch.Tensor):
             return torch.from_numpy(self(images.detach().cpu().numpy()))
-        if images.shape[1:] != self.input_shape or images.dtype != np.float32:
-            wanted = " x ".join(map(str, self.input_shape))
-            given = " x ".join(map(str, images.shape))
-            raise UserError(f"images of {given} in {images.dtype} do not fit: give N x {wanted} in float32")
+        assert isinstance(images, np.ndarray)
+        if images.shape[1:] != self.input_shape or images.dtype != self.dtype:
+            wanted, given = (" x ".join(map(str, shape)) for shape in (("N", *self.input_shape), images.shape))
+            raise UserError(f"images of {given} in {images.dtype} do not fit: give {wanted} in {self.dtype}")
         images = np.ascontiguousarray(images)
         answers = np.empty((len(images), *self.output_shape), np.float32)
-        run, model = self._functions.model_run, ctypes.byref(self._model)
         with self._turn:
             for image, answer in zip(images, answers, strict=True):
-                run(model, ctypes.c_void_p(image.ctypes.data), ctypes.c_void_p(answer.ctypes.data))
+                self._run(image, answer)
         return answers
 
+    def _run(self, image: np.ndarray, answer: np.ndarray) -> None:
+        places = (ctypes.c_void_p(array.ctypes.data) for array in (image, answer))
+        self._functions.model_run(ctypes.byref(self._model), *places)
 
-def compiled(model: nn.Module, example: Tensor, *, options: Options | None = None) -> Program:
-    """A network as a program that was compiled for this machine, now or when the same one was compiled before.
+    def layers(self, runs: int = 50) -> list[Layer]:
+        """What every step takes, the median of some runs on noise, with the clock that the profiled library has.
 
-    Raises what ``build`` raises.
-    """
-    options = options or Options()
-    program = generated(model, example, options)
-    parts = [program.key, *command(), processor(), options.target]
-    folder = cache_dir() / "c" / hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
-    if not (folder / LIBRARY).exists():
-        program.save(folder)
-        compile_in(folder, options)
-    return Program(folder / LIBRARY)
+        Raises GhostnetsError where that library is not there.
+        """
+        profiled = Program(self.path.with_name(PROFILED))
+        described: list[str] = []
+        profiled._functions.model_step.restype = ctypes.c_char_p  # noqa: SLF001 - one of our own
+        while (line := profiled._functions.model_step(len(described))) is not None:  # noqa: SLF001
+            described.append(line.decode())
+        seconds = (ctypes.c_double * len(described)).in_dll(profiled._functions, "model_profile")  # noqa: SLF001
+        image = (np.random.default_rng(0).random(self.input_shape) * 255).astype(self.dtype)[None]
+        times = np.empty((runs, len(described)))
+        for run in range(-3, runs):  # the first ones are not counted
+            ctypes.memset(seconds, 0, ctypes.sizeof(seconds))
+            profiled(image)
+            if run >= 0:
+                times[run] = seconds
+        medians = np.median(times, axis=0) * 1e3
+        pairs = (line.split(" ", 1) for line in described)
+        return [Layer(name, int(macs), float(ms)) for (macs, name), ms in zip(pairs, medians, strict=True)]

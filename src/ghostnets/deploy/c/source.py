@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 
 import numpy as np
 
-from ghostnets.deploy.c.calls import Call, calls
+from ghostnets.deploy.c.calls import Call, calls, rows_at_a_time
 from ghostnets.deploy.c.kernels.copying import table
 from ghostnets.deploy.c.kernels.text import block
+from ghostnets.deploy.c.layout import View
 from ghostnets.deploy.c.schedule import Schedule, Stage, trace
 from ghostnets.deploy.c.steps import Step
 from ghostnets.deploy.c.target import Target
@@ -28,6 +29,8 @@ class Source:
 
     kernels: str
     stages: str
+    shared: str
+    """The stages for several threads."""
     steps: tuple[Step, ...]
     weights: np.ndarray
     """float32, in order of use."""
@@ -38,49 +41,73 @@ class Source:
     margin: int
     arena: int
     """Floats."""
+    arena_many: int
+    """The same for several threads, which keep whole maps."""
 
 
-def written(schedule: Schedule, target: Target) -> Source:
-    """The parts of ``model.c`` that depend on the network."""
-    names: dict[str, str] = {}
-    texts: list[str] = []
-    weights: list[np.ndarray] = []
-    at = 0
+def written(schedule: Schedule, shared: Schedule, target: Target) -> Source:
+    """The parts of ``model.c`` that depend on the network; ``shared`` has the same steps, each a stage of its own."""
+    kernels = _Kernels()
     lines: list[str] = []
-    number = 0
     steps: list[Step] = []
     for stage in schedule.stages:
-        written_calls: list[list[str]] = []
-        for step in stage.steps:
-            parts = []
-            for call in calls(step, schedule.buffers, target):
-                anonymous = call.kernel.named("NAME")
-                if anonymous not in names:
-                    names[anonymous] = f"{_kind(step)}_{len(names)}"
-                    texts.append(call.kernel.named(names[anonymous]))
-                parts.append((names[anonymous], call, at))
-                weights.append(call.weights)
-                at += len(call.weights)
-            written_calls.append([_call_line(step, schedule, *part, alone=len(stage.steps) == 1) for part in parts])
-            steps.append(step)
-        lines += _stage_lines(stage, written_calls, number)
-        number += len(stage.steps)
-    blob = np.concatenate([np.zeros(0, np.float32), *weights])
-    text = "\n".join(texts)
-    body = "\n".join(f"  {line}" for line in lines)
-    key = int.from_bytes(hashlib.sha256((text + body).encode()).digest()[:8], "little")
-    buffers = schedule.buffers.values()
+        own = [kernels.calls(step, schedule, target) for step in stage.steps]
+        if len(stage.steps) == 1:
+            lines += _alone(stage.steps[0], own[0], schedule, len(steps))
+        else:
+            rows = [_lines(step, made, schedule) for step, made in zip(stage.steps, own, strict=True)]
+            lines += _stage_lines(stage, rows, len(steps))
+        steps += stage.steps
+    weights = np.concatenate([np.zeros(0, np.float32), *kernels.weights])
+    kernels.rewind()
+    many = [line for step in steps for line in _shared(step, kernels.calls(step, shared, target), shared, target)]
+    text, body, body_many = "\n".join(kernels.texts), _indented(lines), _indented(many)
+    buffers = (*schedule.buffers.values(), *shared.buffers.values())
     margin = max(target.round_up(buffer.left * buffer.pixel) + target.lanes for buffer in buffers)
     return Source(
         kernels=text,
         stages=body,
+        shared=body_many,
         steps=tuple(steps),
-        weights=blob,
-        key=key,
-        zeros=max(buffer.row for buffer in buffers) + margin + target.lanes,
+        weights=weights,
+        key=int.from_bytes(hashlib.sha256((text + body).encode()).digest()[:8], "little"),
+        zeros=max(buffer.row for buffer in buffers) + margin + 4 * target.lanes,
         margin=margin,
         arena=schedule.floats + 4 * target.lanes,
+        arena_many=shared.floats + 4 * target.lanes,
     )
+
+
+class _Kernels:
+    """Kernels and weights as they are first called for: equal kernels are written once."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.weights: list[np.ndarray] = []
+        self._names: dict[str, str] = {}
+        self._at = 0
+
+    def calls(self, step: Step, schedule: Schedule, target: Target) -> list[tuple[str, Call, int]]:
+        """The name of the kernel, the call and the place of its weights, for every call of a step."""
+        found = []
+        for call in calls(step, schedule.buffers, target):
+            anonymous = call.kernel.named("NAME")
+            if anonymous not in self._names:
+                name = f"{_kind(step)}_{len(self._names)}"
+                self._names[anonymous] = name
+                self.texts.append(call.kernel.named(name))
+            found.append((self._names[anonymous], call, self._at))
+            self.weights.append(call.weights)
+            self._at += len(call.weights)
+        return found
+
+    def rewind(self) -> None:
+        """The same steps come once more, with the same weights."""
+        self._at = 0
+
+
+def _indented(lines: Iterable[str]) -> str:
+    return "\n".join(f"  {line}" for line in lines)
 
 
 def _kind(step: Step) -> str:
@@ -90,35 +117,61 @@ def _kind(step: Step) -> str:
     return type(operation).__name__.lower()
 
 
-def _call_line(step: Step, schedule: Schedule, name: str, call: Call, weights: int, *, alone: bool) -> str:
-    def place(view: object, shift: int) -> str:
-        buffer = schedule.buffers[view.buffer]  # type: ignore[attr-defined]
-        return f"a + {buffer.offset + shift}"
+def _arguments(step: Step, schedule: Schedule, call: Call, weights: int, **bounds: str) -> dict[str, str]:
+    def place(view: View | None, shift: int, outside: str) -> str:
+        return outside if view is None else f"a + {schedule.buffers[view.buffer].offset + shift}"
 
-    first = step.reads[0]
-    height = step.height
     values = {
-        "in": "in" if first is None else place(first, call.reads),
-        "out": "out" if step.write is None else place(step.write, call.writes),
+        "in": place(step.reads[0], call.reads, "in"),
+        "out": place(step.write, call.writes, "out"),
         "w": f"w + {weights}",
-        "y0": "0" if alone else "y",
-        "y1": str(height) if alone else "z",
-        "n0": "0",
-        "n1": str(call.tiles),
-    }
+        "y0": "0", "y1": str(step.height), "n0": "0", "n1": str(call.tiles),
+        **bounds,
+    }  # fmt: skip
     if len(step.reads) > 1:
-        values["other"] = place(step.reads[1], call.other)
-    arguments = ", ".join(values[argument] for argument in call.kernel.arguments)
-    if (
-        alone
-        and "n0" in call.kernel.arguments
-        and call.tiles > 1
-        and height > 1
-        and call.weights.nbytes >= STREAMED_FROM
-    ):
-        arguments = ", ".join({"n0": "n", "n1": "n + 1"}.get(key, values[key]) for key in call.kernel.arguments)
-        return f"for (int n = 0; n < {call.tiles}; n++) {name}({arguments});"
-    return f"{name}({arguments});"
+        values["other"] = place(step.reads[1], call.other, "in")
+    return {name: values[name] for name in call.kernel.arguments}
+
+
+def _lines(step: Step, own: list[tuple[str, Call, int]], schedule: Schedule) -> list[str]:
+    """A step's calls on rows y to z."""
+    return [
+        f"{name}({', '.join(_arguments(step, schedule, call, at, y0='y', y1='z').values())});" for name, call, at in own
+    ]
+
+
+def _by_tiles(call: Call) -> bool:
+    """Whether weights rather than maps come by, so that a tile of channels does the whole map before the next one."""
+    return "n0" in call.kernel.arguments and call.tiles > 1 and call.weights.nbytes >= STREAMED_FROM
+
+
+def _alone(step: Step, own: list[tuple[str, Call, int]], schedule: Schedule, number: int) -> Iterator[str]:
+    """A step's calls on the whole map."""
+    yield _about(step)
+    for name, call, at in own:
+        if _by_tiles(call) and step.height > 1:
+            arguments = ", ".join(_arguments(step, schedule, call, at, n0="n", n1="n + 1").values())
+            yield f"for (int n = 0; n < {call.tiles}; n++) {name}({arguments});"
+        else:
+            yield f"{name}({', '.join(_arguments(step, schedule, call, at).values())});"
+    yield f"DONE({number})"
+
+
+def _shared(step: Step, own: list[tuple[str, Call, int]], schedule: Schedule, target: Target) -> Iterator[str]:
+    """A step's calls on the share of thread t: rows, or tiles of channels where there are few rows or many weights."""
+    yield _about(step)
+    rows = rows_at_a_time(step, schedule.buffers, target)
+    for name, call, at in own:
+        if "n0" in call.kernel.arguments and (_by_tiles(call) or step.height == 1):
+            arguments = ", ".join(_arguments(step, schedule, call, at, n0="n", n1="n + 1").values())
+            first, last = (f"share({call.tiles}, 1, {t}, threads)" for t in ("t", "t + 1"))
+            yield f"for (int n = {first}; n < {last}; n++) {name}({arguments});"
+        elif "y0" in call.kernel.arguments and step.height > rows:
+            bounds = {key: f"share({step.height}, {rows}, {t}, threads)" for key, t in (("y0", "t"), ("y1", "t + 1"))}
+            yield f"{name}({', '.join(_arguments(step, schedule, call, at, **bounds).values())});"
+        else:
+            yield f"if (t == 0) {name}({', '.join(_arguments(step, schedule, call, at).values())});"
+    yield "meet(all);"
 
 
 def _about(step: Step) -> str:
@@ -129,12 +182,7 @@ def _about(step: Step) -> str:
 
 
 def _stage_lines(stage: Stage, written_calls: list[list[str]], number: int) -> Iterator[str]:
-    """One step as calls on the whole map; several as a list of whose turn it is."""
-    if len(stage.steps) == 1:
-        yield _about(stage.steps[0])
-        yield from written_calls[0]
-        yield f"DONE({number})"
-        return
+    """Several steps, row by row, by a list of whose turn it is."""
     order = [index for index, _, _ in trace(stage)]
     cases = []
     for index, (step, lines) in enumerate(zip(stage.steps, written_calls, strict=True)):

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ghostnets.deploy.c.program import Program
 
-def open_(file: Path, threads: int, shape: tuple[int, ...]) -> Callable[[Any], Any]:  # noqa: ARG001 - fixed when generated
+
+def open_(file: Path, threads: int, shape: tuple[int, ...]) -> Callable[[Any], Any]:  # noqa: ARG001 - it knows
     """It also knows the times of its ``layers()``."""
-    from ghostnets.deploy.c.program import Program
-
     return Program(file, threads=threads)

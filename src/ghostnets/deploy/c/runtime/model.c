@@ -31,6 +31,14 @@ static const float zero_row[@ZEROS@] __attribute__((aligned(64)));
 @VECTOR@
 #ifdef MODEL_PROFILE
 double model_profile[MODEL_STEPS]; /* seconds in each step, over all runs */
+
+const char *model_step(int index) { /* multiply-adds and name of a step; NULL: there are no more */
+  static const char *const steps[] = {
+@NAMES@
+  };
+  return index < 0 || index >= MODEL_STEPS ? NULL : steps[index];
+}
+
 static double now(void) {
   struct timespec t;
   clock_gettime(CLOCK_MONOTONIC, &t);
@@ -53,6 +61,7 @@ static void run(const float *w, float *a, const float *in, float *out) {
 @STAGES@
 }
 
+@TEAM@
 /* ---- What model.h promises ---- */
 
 #define HEADER 64 /* bytes before the weights: "GHOSTNET", key, number of floats, checksum, zeros */
@@ -76,7 +85,7 @@ const char *model_message(int code) {
     case MODEL_FOREIGN: return "these weights belong to another network: give the model.weights that came with model.c";
     case MODEL_TRUNCATED: return "the weights are not complete: copy model.weights again";
     case MODEL_DAMAGED: return "the weights are damaged (their checksum is wrong): copy model.weights again";
-    case MODEL_THREADS: return "give at least 1 thread, and no more than MODEL_MAX_THREADS";
+    case MODEL_BAD_THREADS: return "give at least 1 thread and no more than MODEL_MAX_THREADS, which is 1 without -DMODEL_THREADS";
     default: return "an unknown message";
   }
 }
@@ -94,16 +103,33 @@ static int inspected(const unsigned char *bytes, size_t size) {
   return checksum(bytes + HEADER, size - HEADER) == sum ? MODEL_OK : MODEL_DAMAGED;
 }
 
-const char *model_describe(void) { return "@SHAPES@"; }
+const char *model_describe(void) { return "@SHAPES@;@KIND@;@TITLE@"; }
 
-size_t model_arena_bytes(void) { return 4 * (size_t)@ARENA@ + 64; }
+static size_t arena_floats(int threads) { return (size_t)(threads == 1 ? @ARENA@ : @ARENA_MANY@); }
 
-int model_init_from(model *m, const void *weights, size_t size, void *arena) {
+size_t model_arena_bytes(int threads) {
+  size_t bytes = 4 * arena_floats(threads) + 128;
+#ifdef MODEL_THREADS
+  if (threads > 1) bytes += sizeof(team);
+#endif
+  return bytes;
+}
+
+int model_init_from(model *m, const void *weights, size_t size, void *arena, int threads) {
   memset(m, 0, sizeof *m);
+  if (threads < 1 || threads > MODEL_MAX_THREADS) return MODEL_BAD_THREADS;
   const int code = inspected(weights, size);
   if (code) return code;
   m->weights = (const float *)(const void *)((const unsigned char *)weights + HEADER);
   m->arena = (float *)(((uintptr_t)arena + 63) & ~(uintptr_t)63);
+#ifdef MODEL_THREADS
+  if (threads > 1) {
+    team *all = (team *)(((uintptr_t)(m->arena + arena_floats(threads)) + 63) & ~(uintptr_t)63);
+    const int failed = assembled(all, threads);
+    if (failed) return failed;
+    m->team = all;
+  }
+#endif
   return MODEL_OK;
 }
 
@@ -123,8 +149,9 @@ static int fetched(const char *path, unsigned char **bytes, size_t *size) {
   return !*bytes ? MODEL_NO_MEMORY : failed ? MODEL_NO_FILE : MODEL_OK;
 }
 
-int model_init(model *m, const char *path) {
+int model_init(model *m, const char *path, int threads) {
   memset(m, 0, sizeof *m);
+  if (threads < 1 || threads > MODEL_MAX_THREADS) return MODEL_BAD_THREADS;
   unsigned char *bytes = NULL;
   size_t size = 0;
   int code = MODEL_OK;
@@ -134,12 +161,12 @@ int model_init(model *m, const char *path) {
   if (!path) return MODEL_NO_FILE;
 #endif
   if (path) code = fetched(path, &bytes, &size);
-  void *arena = code ? NULL : aligned_alloc(64, (model_arena_bytes() + 63) / 64 * 64);
+  void *arena = code ? NULL : aligned_alloc(64, (model_arena_bytes(threads) + 63) / 64 * 64);
   if (!code && !arena) code = MODEL_NO_MEMORY;
 #ifdef MODEL_EMBED
-  if (!code) code = model_init_from(m, bytes ? bytes : model_embedded, size, arena);
+  if (!code) code = model_init_from(m, bytes ? bytes : model_embedded, size, arena, threads);
 #else
-  if (!code) code = model_init_from(m, bytes, size, arena);
+  if (!code) code = model_init_from(m, bytes, size, arena, threads);
 #endif
   if (code) {
     free(bytes);
@@ -151,9 +178,24 @@ int model_init(model *m, const char *path) {
   return MODEL_OK;
 }
 
-void model_run(const model *m, const MODEL_INPUT *in, float *out) { run(m->weights, m->arena, (const float *)(const void *)in, out); }
+void model_run(const model *m, const MODEL_INPUT *in, float *out) {
+  const float *image = (const float *)(const void *)in;
+#ifdef MODEL_THREADS
+  team *all = m->team;
+  if (all) {
+    all->weights = m->weights, all->arena = m->arena, all->in = image, all->out = out;
+    begin(all);
+    run_many(m->weights, m->arena, image, out, all, 0, all->threads);
+    return;
+  }
+#endif
+  run(m->weights, m->arena, image, out);
+}
 
 void model_free(model *m) {
+#ifdef MODEL_THREADS
+  if (m->team) dismiss(m->team, ((team *)m->team)->threads - 1);
+#endif
   free(m->owned[0]);
   free(m->owned[1]);
   memset(m, 0, sizeof *m);

@@ -1,14 +1,16 @@
 /* Vectors of LANES floats, and what is done with them beside + and *. */
+#define INLINE static inline __attribute__((unused)) /* not every network needs every one */
+
 #if LANES == 1
 typedef float vec;
 typedef int ints;
 #define splat(x) (x)
 #define TO_INTS(v) ((ints)(v))
 #define TO_FLOATS(v) ((vec)(v))
-static inline vec load(const float *p) { return *p; }
-static inline void store(float *p, vec v) { *p = v; }
-static inline vec vmax(vec a, vec b) { return a > b ? a : b; }
-static inline vec vmin(vec a, vec b) { return a < b ? a : b; }
+INLINE vec load(const float *p) { return *p; }
+INLINE void store(float *p, vec v) { *p = v; }
+INLINE vec vmax(vec a, vec b) { return a > b ? a : b; }
+INLINE vec vmin(vec a, vec b) { return a < b ? a : b; }
 #else
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef float loose __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -16,27 +18,27 @@ typedef int ints __attribute__((vector_size(4 * LANES)));
 #define splat(x) ((x) - (vec){0}) /* x - 0 is x, so that nothing is computed */
 #define TO_INTS(v) __builtin_convertvector(v, ints)
 #define TO_FLOATS(v) __builtin_convertvector(v, vec)
-static inline vec load(const float *p) { return *(const loose *)p; }
-static inline void store(float *p, vec v) { *(loose *)p = v; }
+INLINE vec load(const float *p) { return *(const loose *)p; }
+INLINE void store(float *p, vec v) { *(loose *)p = v; }
 #if LANES == 16 && defined(__AVX512F__)
-static inline vec vmax(vec a, vec b) { return (vec)_mm512_max_ps((__m512)a, (__m512)b); }
-static inline vec vmin(vec a, vec b) { return (vec)_mm512_min_ps((__m512)a, (__m512)b); }
+INLINE vec vmax(vec a, vec b) { return (vec)_mm512_max_ps((__m512)a, (__m512)b); }
+INLINE vec vmin(vec a, vec b) { return (vec)_mm512_min_ps((__m512)a, (__m512)b); }
 #elif LANES == 8 && defined(__AVX__)
-static inline vec vmax(vec a, vec b) { return (vec)_mm256_max_ps((__m256)a, (__m256)b); }
-static inline vec vmin(vec a, vec b) { return (vec)_mm256_min_ps((__m256)a, (__m256)b); }
+INLINE vec vmax(vec a, vec b) { return (vec)_mm256_max_ps((__m256)a, (__m256)b); }
+INLINE vec vmin(vec a, vec b) { return (vec)_mm256_min_ps((__m256)a, (__m256)b); }
 #elif LANES == 4 && defined(__ARM_NEON)
-static inline vec vmax(vec a, vec b) { return (vec)vmaxq_f32((float32x4_t)a, (float32x4_t)b); }
-static inline vec vmin(vec a, vec b) { return (vec)vminq_f32((float32x4_t)a, (float32x4_t)b); }
+INLINE vec vmax(vec a, vec b) { return (vec)vmaxq_f32((float32x4_t)a, (float32x4_t)b); }
+INLINE vec vmin(vec a, vec b) { return (vec)vminq_f32((float32x4_t)a, (float32x4_t)b); }
 #else
-static inline vec vmax(vec a, vec b) { const ints more = a > b; return (vec)(((ints)a & more) | ((ints)b & ~more)); }
-static inline vec vmin(vec a, vec b) { const ints less = a < b; return (vec)(((ints)a & less) | ((ints)b & ~less)); }
+INLINE vec vmax(vec a, vec b) { const ints more = a > b; return (vec)(((ints)a & more) | ((ints)b & ~more)); }
+INLINE vec vmin(vec a, vec b) { const ints less = a < b; return (vec)(((ints)a & less) | ((ints)b & ~less)); }
 #endif
 #endif
 
 #define prefetch(p) __builtin_prefetch(p)
 
 /* e to the x: 2 to the nearest whole power, times a polynomial (Cephes' expf) of what is left; relative error 1e-7. */
-static inline vec exponential_vec(vec x) {
+INLINE vec exponential_vec(vec x) {
   x = vmin(vmax(x, splat(-87.0f)), splat(88.0f));
   const vec shifted = x * splat(1.44269504088896341f) + splat(12582912.0f); /* 1.5 * 2^23 rounds to a whole number */
   const vec whole = shifted - splat(12582912.0f);
@@ -53,23 +55,23 @@ static inline vec exponential_vec(vec x) {
 }
 
 /* The second operand comes back where one is not a number: so that it is seen, as in PyTorch. */
-static inline vec relu(vec x) { return vmax(splat(0.0f), x); }
-static inline vec relu6(vec x) { return vmin(splat(6.0f), relu(x)); }
-static inline vec hard_sigmoid(vec x) { return relu6(x + splat(3.0f)) * splat(1.0f / 6.0f); }
-static inline vec hard_swish(vec x) { return x * hard_sigmoid(x); }
-static inline vec sigmoid(vec x) { return splat(1.0f) / (splat(1.0f) + exponential_vec(splat(0.0f) - x)); }
-static inline vec silu(vec x) { return x * sigmoid(x); }
+INLINE vec relu(vec x) { return vmax(splat(0.0f), x); }
+INLINE vec relu6(vec x) { return vmin(splat(6.0f), relu(x)); }
+INLINE vec hard_sigmoid(vec x) { return relu6(x + splat(3.0f)) * splat(1.0f / 6.0f); }
+INLINE vec hard_swish(vec x) { return x * hard_sigmoid(x); }
+INLINE vec sigmoid(vec x) { return splat(1.0f) / (splat(1.0f) + exponential_vec(splat(0.0f) - x)); }
+INLINE vec silu(vec x) { return x * sigmoid(x); }
 
-static inline int least(int a, int b) { return a < b ? a : b; }
-static inline int most(int a, int b) { return a > b ? a : b; }
+INLINE int least(int a, int b) { return a < b ? a : b; }
+INLINE int most(int a, int b) { return a > b ? a : b; }
 
 /* Row y of a map of so many rows, of which the last `ring` are kept; beyond the map there are zeros. */
-static inline const float *row(const float *base, int y, int rows, int ring, int floats) {
+INLINE const float *row(const float *base, int y, int rows, int ring, int floats) {
   return y < 0 || y >= rows ? zeros : base + (size_t)(ring == rows ? y : y % ring) * (size_t)floats;
 }
 
 /* Zeros in some places beside a row. */
-static inline void clear(float *p, int places, int pixel, int floats) {
+INLINE void clear(float *p, int places, int pixel, int floats) {
   for (int x = 0; x < places; x++)
     for (int n = 0; n < floats; n += LANES) store(p + (ptrdiff_t)x * pixel + n, splat(0.0f));
 }
@@ -95,17 +97,17 @@ static const ints LANE = {0, 1, 2, 3};
 #endif
 
 /* The first lanes of a vector, and zeros. */
-static inline vec first(vec v, int lanes) { return (vec)((ints)v & (LANE < lanes)); }
+INLINE vec first(vec v, int lanes) { return (vec)((ints)v & (LANE < lanes)); }
 
 /* The sum of all lanes. */
-static inline float total(vec v) {
+INLINE float total(vec v) {
   float sum = v[0];
   for (int lane = 1; lane < LANES; lane++) sum += v[lane];
   return sum;
 }
 
 /* Zeros beside each of some lines. */
-static inline void clear_lines(float *p, int lines, int line, int start, int floats) {
+INLINE void clear_lines(float *p, int lines, int line, int start, int floats) {
   for (int n = 0; n < lines; n++)
     for (int x = 0; x < floats; x += LANES) store(p + (ptrdiff_t)n * line + start + x, splat(0.0f));
 }
