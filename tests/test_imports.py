@@ -44,6 +44,16 @@ MAY_IMPORT = BELOW | {
     "inspection": {*BELOW, "hub", "pretrained", "prediction"},  # a whole inspection as one function
     "validation": {*BELOW, "hub", "pretrained", "prediction"},  # the figures of a trained network
     "benchmark": {*BELOW, "hub", "pretrained", "prediction"},  # how fast a network is, as one function
+    "subject": {
+        *BELOW,
+        "hub",
+        "pretrained",
+        "prediction",
+        "benchmark",
+    },  # the network that a command names, and images for it
+    "compilation": {"errors", "deploy"},  # a network as a function in C
+    "exported": {"errors", "records"},  # the folder that an export leaves
+    "exporting": {*BELOW, "prediction", "subject", "exported"},  # a whole export as one function
     "cli": {
         *BELOW,
         "pretrained",
@@ -53,6 +63,9 @@ MAY_IMPORT = BELOW | {
         "validation",
         "inspection",
         "benchmark",
+        "subject",
+        "exported",
+        "exporting",
         "__init__",
     },
     "__main__": {"cli"},
@@ -67,6 +80,7 @@ MAY_IMPORT = BELOW | {
         "hub",
         "trainer",
         "validation",
+        "compilation",
     },  # the public names
 }
 

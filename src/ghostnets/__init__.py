@@ -13,6 +13,7 @@ __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
     from ghostnets.blocks.ghost import GhostModule as GhostModule
+    from ghostnets.compilation import compile as compile
     from ghostnets.hub import push_to_hub as push_to_hub
     from ghostnets.models.catalog import create_model as create_model
     from ghostnets.models.catalog import list_models as list_models
@@ -34,6 +35,7 @@ _HOMES = {
     "Budget": "ghostnets.records",
     "GhostModule": "ghostnets.blocks.ghost",
     "TrainRequest": "ghostnets.trainer",
+    "compile": "ghostnets.compilation",
     "convert": "ghostnets.upgrading.convert",
     "create_model": "ghostnets.models.catalog",
     "from_pretrained": "ghostnets.pretrained",

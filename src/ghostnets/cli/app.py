@@ -13,6 +13,7 @@ from cyclopts import App, CycloptsError, Parameter
 from ghostnets import __version__
 from ghostnets.cli.bench import bench
 from ghostnets.cli.catalogue import list_
+from ghostnets.cli.export import export
 from ghostnets.cli.info import info
 from ghostnets.cli.inspect import inspect
 from ghostnets.cli.predict import predict
@@ -37,6 +38,7 @@ app = App(
     result_action="return_value",
 )
 app.command(upgrade)
+app.command(export)
 app.command(bench)
 app.command(report)
 app.command(list_, name="list")
