@@ -28,6 +28,8 @@ class Source:
     """A program as text, and its weights."""
 
     kernels: str
+    kernels_many: str
+    """Those that only several threads call, on whole maps where one thread has rings."""
     stages: str
     shared: str
     """The stages for several threads."""
@@ -59,15 +61,17 @@ def written(schedule: Schedule, shared: Schedule, target: Target) -> Source:
             lines += _stage_lines(stage, rows, len(steps))
         steps += stage.steps
     weights = np.concatenate([np.zeros(0, np.float32), *kernels.weights])
+    text = "\n".join(kernels.texts)
     kernels.rewind()
     many = [line for step in steps for line in _shared(step, kernels.calls(step, shared, target), shared, target)]
-    text, body, body_many = "\n".join(kernels.texts), _indented(lines), _indented(many)
+    body = _indented(lines)
     buffers = (*schedule.buffers.values(), *shared.buffers.values())
     margin = max(target.round_up(buffer.left * buffer.pixel) + target.lanes for buffer in buffers)
     return Source(
         kernels=text,
+        kernels_many="\n".join(kernels.texts),
         stages=body,
-        shared=body_many,
+        shared=_indented(many),
         steps=tuple(steps),
         weights=weights,
         key=int.from_bytes(hashlib.sha256((text + body).encode()).digest()[:8], "little"),
@@ -102,8 +106,9 @@ class _Kernels:
         return found
 
     def rewind(self) -> None:
-        """The same steps come once more, with the same weights."""
+        """The same steps come once more, with the same weights; only new kernels are kept from now on."""
         self._at = 0
+        self.texts = []
 
 
 def _indented(lines: Iterable[str]) -> str:

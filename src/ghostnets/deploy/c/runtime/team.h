@@ -45,6 +45,7 @@ static inline int share(int total, int block, int thread, int threads) {
   return at < total ? at : total;
 }
 
+@KERNELS_MANY@
 static void run_many(const float *w, float *a, const float *in, float *out, team *all, int t, int threads) {
 @SHARED@
 }
