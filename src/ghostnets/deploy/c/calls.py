@@ -67,7 +67,12 @@ def calls(step: Step, buffers: dict[str, Buffer], target: Target) -> list[Call]:
         return [
             Call(
                 kernel=copying.copy(
-                    reads=reads, writes=writes, lanes=lanes, rows=operation.rows, columns=operation.columns
+                    reads=reads,
+                    writes=writes,
+                    lanes=lanes,
+                    rows=operation.rows,
+                    columns=operation.columns,
+                    target=target,
                 )
             )
         ]

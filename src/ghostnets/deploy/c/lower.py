@@ -177,8 +177,9 @@ class _Arrangement:
             rows=resample.rows,
             columns=resample.columns,
         )
-        own = self._compact(source)
-        self._emit(copy, own if own.distinct else self._fresh(len(channels), lines=own.lines))
+        own, lines = self._compact(source), resample.shape[1:] in self.in_lines
+        kept = own.distinct and own.lines == lines
+        self._emit(copy, own if kept else self._fresh(len(channels), lines=lines))
 
     def _combine(self, combine: Combine) -> None:
         first, second = combine.inputs

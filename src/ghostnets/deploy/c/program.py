@@ -31,7 +31,8 @@ class _Model(ctypes.Structure):
         ("weights", ctypes.c_void_p),
         ("arena", ctypes.c_void_p),
         ("team", ctypes.c_void_p),
-        ("owned", ctypes.c_void_p * 2),
+        ("owned", ctypes.c_void_p),
+        ("owned_bytes", ctypes.c_size_t),
     )
 
 
@@ -110,10 +111,10 @@ class Program:
         """
         profiled = Program(self.path.with_name(PROFILED))
         described: list[str] = []
-        profiled._functions.model_step.restype = ctypes.c_char_p  # noqa: SLF001 - one of our own
-        while (line := profiled._functions.model_step(len(described))) is not None:  # noqa: SLF001
+        profiled._functions.model_step.restype = ctypes.c_char_p
+        while (line := profiled._functions.model_step(len(described))) is not None:
             described.append(line.decode())
-        seconds = (ctypes.c_double * len(described)).in_dll(profiled._functions, "model_profile")  # noqa: SLF001
+        seconds = (ctypes.c_double * len(described)).in_dll(profiled._functions, "model_profile")
         image = (np.random.default_rng(0).random(self.input_shape) * 255).astype(self.dtype)[None]
         times = np.empty((runs, len(described)))
         for run in range(-3, runs):  # the first ones are not counted

@@ -11,6 +11,7 @@ from importlib import resources
 import numpy as np
 
 from ghostnets.deploy.c.calls import Call, calls, rows_at_a_time
+from ghostnets.deploy.c.kernels.convolution import is_streamed
 from ghostnets.deploy.c.kernels.copying import table
 from ghostnets.deploy.c.kernels.text import block
 from ghostnets.deploy.c.layout import View
@@ -18,9 +19,6 @@ from ghostnets.deploy.c.schedule import Schedule, Stage, trace
 from ghostnets.deploy.c.steps import Step
 from ghostnets.deploy.c.target import Target
 from ghostnets.deploy.graph import Conv
-
-STREAMED_FROM = 2**18
-"""Bytes of weights from which on a step runs tile by tile of channels, so that each tile's weights come in once."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -147,7 +145,7 @@ def _lines(step: Step, own: list[tuple[str, Call, int]], schedule: Schedule) -> 
 
 def _by_tiles(call: Call) -> bool:
     """Whether weights rather than maps come by, so that a tile of channels does the whole map before the next one."""
-    return "n0" in call.kernel.arguments and call.tiles > 1 and call.weights.nbytes >= STREAMED_FROM
+    return "n0" in call.kernel.arguments and call.tiles > 1 and is_streamed(call.weights.size)
 
 
 def _alone(step: Step, own: list[tuple[str, Call, int]], schedule: Schedule, number: int) -> Iterator[str]:

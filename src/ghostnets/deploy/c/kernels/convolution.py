@@ -20,8 +20,16 @@ from ghostnets.deploy.graph import Conv
 MOST_PLACES = 14
 """In a tile: 14 divides the widths of networks for images of 224 pixels."""
 
+LINE = 16
+"""Floats that come in together."""
+
 PREFETCHED = 4096
 """Bytes that weights are asked for ahead: no cache reads on beyond a page by itself."""
+
+STREAMED_FROM = 2**18
+"""Bytes of weights from which on a tile of channels computes the whole map before the next one begins: each tile's weights
+come in once, while the tile before is at work.
+"""
 
 LATENCY = 8
 """Sums that must be on their way to keep two multiply-add units busy."""
@@ -175,8 +183,9 @@ def kernel(
         },
         key=lambda tile: (-tile.places, -tile.vectors),
     )
+    stream = _stream(conv, group, tiles, weights)
     parts = tuple(
-        (f"NAME_{tile.rows}x{tile.columns}x{tile.vectors}", _tile_text(conv, group, tile, reads, writes, other, target))
+        (f"NAME_{tile.rows}x{tile.columns}x{tile.vectors}", _tile_text(conv, group, tile, reads, writes, other, stream))
         for tile in shapes
     )
     full_vectors, rest_vectors = divmod(tiles.vectors, tiles.tile.vectors)
@@ -184,7 +193,7 @@ def kernel(
     for rows in dict.fromkeys(tiles.row_parts):
         calls = []
         for vectors in dict.fromkeys(tiles.vector_parts):
-            calls.append((vectors, _columns(conv, tiles, rows, vectors, reads, writes, other)))
+            calls.append((vectors, _columns(conv, tiles, rows, vectors, reads, writes, other, stream)))
         choice = calls[0][1]
         if full_vectors and rest_vectors:
             choice = [*block(f"if (n < {full_vectors})", calls[0][1]), *block("else", calls[1][1])]
@@ -206,7 +215,32 @@ def kernel(
         f"{height}x{width} convolution, {inputs} to {int((group.outputs >= 0).sum())} channels, "
         f"{tiles.tile.rows}x{tiles.tile.columns} places times {tiles.tile.vectors} vectors at a time"
     )
-    return Kernel(comment, arguments, text("int y = y0;", lines), parts)
+    begin = [f"const float *ahead = w + (size_t)(n0 + 1) * {weights};"] if stream else []
+    return Kernel(comment, arguments, text(begin, "int y = y0;", lines), parts)
+
+
+def is_streamed(weights: int) -> bool:
+    """Whether so many floats of weights come in tile by tile of channels."""
+    return 4 * weights >= STREAMED_FROM
+
+
+@dataclass(frozen=True)
+class Stream:
+    """How the next tile's weights are asked for, a little with every input of this one's."""
+
+    step: int
+    """Floats with each."""
+    inputs: int
+    """Of a tile."""
+
+
+def _stream(conv: Conv, group: Group, tiles: Tiling, weights: int) -> Stream | None:
+    _, _, height, width = conv.weight.shape
+    inputs = height * width * (int(group.channels.max()) + 1)
+    calls = len(tiles.row_parts) * len(tiles.column_parts)
+    if calls == 1 or not is_streamed(len(group.outputs) * (1 + inputs)):
+        return None
+    return Stream(step=-(-weights // (calls * inputs)), inputs=inputs)
 
 
 def _rows(conv: Conv, rows: int, reads: Buffer, writes: Buffer, other: Buffer | None) -> list[str]:
@@ -224,25 +258,34 @@ def _rows(conv: Conv, rows: int, reads: Buffer, writes: Buffer, other: Buffer | 
 
 
 def _columns(
-    conv: Conv, tiles: Tiling, rows: int, vectors: int, reads: Buffer, writes: Buffer, other: Buffer | None
+    conv: Conv,
+    tiles: Tiling,
+    rows: int,
+    vectors: int,
+    reads: Buffer,
+    writes: Buffer,
+    other: Buffer | None,
+    stream: Stream | None,
 ) -> list[str]:
     """Calls of the tiles of one or two rows."""
     columns, rest = tiles.tile.columns, tiles.width % tiles.tile.columns
     full = tiles.width - rest
     lane = f"(size_t)n * {tiles.tile.vectors} * LANES"
 
-    def call(columns: int, x: str) -> str:
+    def call(columns: int, x: str) -> list[str]:
         outs = "".join(f", o{index} + {x} * {writes.pixel} + {lane}" for index in range(rows))
         others = "".join(f", q{index} + {x} * {other.pixel} + {lane}" for index in range(rows)) if other else ""
-        return f"NAME_{rows}x{columns}x{vectors}(r, {x} * {conv.stride[1] * reads.pixel}, wn{outs}{others});"
+        name, more = f"NAME_{rows}x{columns}x{vectors}", ", ahead" if stream else ""
+        lines = [f"{name}(r, {x} * {conv.stride[1] * reads.pixel}, wn{more}{outs}{others});"]
+        return [*lines, f"ahead += {stream.inputs * stream.step};"] if stream else lines
 
     lines = []
     if full == columns:
-        lines.append(call(columns, "0"))
+        lines += call(columns, "0")
     elif full:
         lines += block(f"for (int x = 0; x < {full}; x += {columns})", call(columns, "x"))
     if rest:
-        lines.append(call(rest, str(full)))
+        lines += call(rest, str(full))
     return lines
 
 
@@ -256,7 +299,7 @@ def _margins(rows: int, writes: Buffer, floats: int) -> list[str]:
 
 
 def _tile_text(
-    conv: Conv, group: Group, tile: Tile, reads: Buffer, writes: Buffer, other: Buffer | None, target: Target
+    conv: Conv, group: Group, tile: Tile, reads: Buffer, writes: Buffer, other: Buffer | None, stream: Stream | None
 ) -> str:
     _, _, height, width = conv.weight.shape
     places = [(r, c) for r in range(tile.rows) for c in range(tile.columns)]
@@ -283,7 +326,11 @@ def _tile_text(
         return [f"a = splat(p{r}[{index}]);", *(f"{sums[p, v]} += a * w{v};" for v in range(tile.vectors))]
 
     inner: list[str] = [f"const vec w{v} = load(w + {v} * LANES);" for v in range(tile.vectors)]
-    inner += [f"prefetch(w + {PREFETCHED // 4} + {v} * LANES);" for v in range(tile.vectors)]
+    if stream is None:
+        inner += [f"prefetch(w + {PREFETCHED // 4} + {v} * LANES);" for v in range(tile.vectors)]
+    else:
+        inner += [f"__builtin_prefetch(ahead + {place}, 0, 2);" for place in range(0, stream.step, LINE)]
+        inner.append(f"ahead += {stream.step};")
     inner.append("vec a;")
     for p, (r, c) in enumerate(places):
         inner.append(" ".join(product(r, c, p)))
@@ -326,5 +373,5 @@ def _tile_text(
             lines.append(f"store(o{r} + {c * writes.pixel} + {v} * LANES, {activated(value, conv.activation)});")
     outs = "".join(f", float *o{r}" for r in range(tile.rows))
     others = "".join(f", const float *q{r}" for r in range(tile.rows)) if other else ""
-    head = f"static void NAME_{tile.rows}x{tile.columns}x{tile.vectors}(const float *const *r, size_t x, const float *w{outs}{others})"
+    head = f"static void NAME_{tile.rows}x{tile.columns}x{tile.vectors}(const float *const *r, size_t x, const float *w{', const float *ahead' if stream else ''}{outs}{others})"
     return "\n".join([f"{head} {{", text(lines), "}"])

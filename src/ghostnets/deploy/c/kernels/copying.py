@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ghostnets.deploy.c.kernels.text import Kernel, block, row_inside, text
+from ghostnets.deploy.c.kernels.pooling import clears
+from ghostnets.deploy.c.kernels.text import Kernel, block, row, row_inside, text
 from ghostnets.deploy.c.layout import Buffer, View
+from ghostnets.deploy.c.target import Target
 
 
 def table(name: str, values: Sequence[int]) -> str:
@@ -17,33 +19,55 @@ def table(name: str, values: Sequence[int]) -> str:
 
 
 def copy(
-    *, reads: Buffer, writes: Buffer, lanes: Sequence[tuple[int, int]], rows: Sequence[int], columns: Sequence[int]
+    *,
+    reads: Buffer,
+    writes: Buffer,
+    lanes: Sequence[tuple[int, int]],
+    rows: Sequence[int],
+    columns: Sequence[int],
+    target: Target,
 ) -> Kernel:
     """``lanes`` are pairs of offsets, read and written; a negative one, row or column is read as 0."""
     straight = list(rows) == list(range(len(rows)))
     across = list(columns) == list(range(len(columns)))
-    tables = [table("from", [read for read, _ in lanes]), table("to", [write for _, write in lanes])]
+    whole = [] if writes.lines or reads.lines or min(columns) < 0 else _vectors(lanes, target)
+    moves = whole or lanes
+    tables = [table("from", [read for read, _ in moves]), table("to", [write for _, write in moves])]
     tables += [] if straight else [table("rows", rows)]
     tables += [] if across else [table("columns", columns)]
-    source = f"in ? row(in, {'y' if straight else 'rows[y]'}, {reads.height}, {reads.ring}, {reads.row}) : 0"
-    source = source.removeprefix("in ? ").removesuffix(" : 0")
     column = "x" if across else "columns[x]"
-    value = f"from[n] < 0 ? 0.0f : r[{column} * {reads.pixel} + from[n]]"
-    if not across and min(columns) < 0:
-        value = f"from[n] < 0 || columns[x] < 0 ? 0.0f : r[{column} * {reads.pixel} + from[n]]"
-    places = block(
-        f"for (int x = 0; x < {writes.width}; x++)",
-        block(f"for (int n = 0; n < {len(lanes)}; n++)", f"o[x * {writes.pixel} + to[n]] = {value};"),
-    )
-    lines = [*tables]
-    lines += block(
+    each_place = f"for (int x = 0; x < {writes.width}; x++)"
+    each_lane = f"for (int n = 0; n < {len(moves)}; n++)"
+    if whole:
+        store = f"store(o + x * {writes.pixel} + to[n], load(r + {column} * {reads.pixel} + from[n]));"
+    else:
+        nothing = "from[n] < 0" + ("" if across or min(columns) >= 0 else " || columns[x] < 0")
+        value = f"r[{column} * {reads.pixel} + from[n]]"
+        if min(read for read, _ in lanes) < 0 or "||" in nothing:
+            value = f"{nothing} ? 0.0f : {value}"
+        store = f"o[x * {writes.pixel} + to[n]] = {value};"
+    outer, inner = (each_lane, each_place) if writes.lines else (each_place, each_lane)
+    body = block(
         "for (int y = y0; y < y1; y++)",
-        f"const float *r = {source};",
+        f"const float *r = {row('in', 'y' if straight else 'rows[y]', reads)};",
         f"float *o = {row_inside('out', 'y', writes)};",
-        places,
-        _beside(writes, len(lanes)),
+        block(outer, block(inner, store)),
+        clears(writes, whole) if whole else _beside(writes, len(lanes)),
     )
-    return Kernel("a copy in another order", ("in", "out", "y0", "y1"), text(lines))
+    return Kernel("a copy in another order", ("in", "out", "y0", "y1"), text(tables, body))
+
+
+def _vectors(lanes: Sequence[tuple[int, int]], target: Target) -> list[tuple[int, int]]:
+    """The same in whole vectors, or nothing where lanes do not stay side by side."""
+    count = target.lanes
+    parts = [lanes[at : at + count] for at in range(0, len(lanes), count)]
+    for part in parts:
+        (read, write) = part[0]
+        if read < 0 or any(source not in (-1, read + lane) for lane, (source, _) in enumerate(part)):
+            return []
+        if any(place != write + lane for lane, (_, place) in enumerate(part)):
+            return []
+    return [part[0] for part in parts]
 
 
 def _beside(writes: Buffer, lanes: int) -> list[str]:

@@ -16,6 +16,9 @@
 #ifdef MODEL_PROFILE
 #include <time.h>
 #endif
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
 #elif defined(__ARM_NEON)
@@ -138,44 +141,71 @@ __asm__(".section .rodata\n.balign 64\nmodel_embedded:\n.incbin \"" MODEL_EMBED 
 extern const unsigned char model_embedded[], model_embedded_end[];
 #endif
 
-static int fetched(const char *path, unsigned char **bytes, size_t *size) {
+/* Memory in large pages, where there are any: looking up small ones costs more than reading weights. Fresh from the
+ * system, because a heap's pages have been small before. */
+static void *allocated(model *m, size_t bytes) {
+#if defined(__linux__)
+  const size_t large = (size_t)1 << 21;
+  const size_t whole = (bytes + large - 1) / large * large + large;
+  void *start = mmap(NULL, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (start == MAP_FAILED) return NULL;
+  void *memory = (void *)(((uintptr_t)start + large - 1) & ~(uintptr_t)(large - 1));
+  if (bytes >= large / 4) madvise(memory, whole - large, MADV_HUGEPAGE);
+  m->owned = start;
+  m->owned_bytes = whole;
+  return memory;
+#else
+  m->owned = aligned_alloc(64, (bytes + 63) / 64 * 64);
+  return m->owned;
+#endif
+}
+
+static void released(void *memory, size_t bytes) {
+#if defined(__linux__)
+  if (memory) munmap(memory, bytes);
+#else
+  (void)bytes;
+  free(memory);
+#endif
+}
+
+#define WEIGHTS_BYTES (HEADER + 4 * (size_t)@FLOATS@)
+
+/* The file's contents; one byte more than there should be is asked for, to see that there is not. */
+static int fetched(const char *path, unsigned char *bytes, size_t *size) {
   FILE *file = fopen(path, "rb");
   if (!file) return MODEL_NO_FILE;
-  const size_t most = HEADER + 4 * (size_t)@FLOATS@ + 1; /* one more than there should be, to see that there is not */
-  *bytes = aligned_alloc(64, (most + 63) / 64 * 64);
-  *size = *bytes ? fread(*bytes, 1, most, file) : 0;
+  *size = fread(bytes, 1, WEIGHTS_BYTES + 1, file);
   const int failed = ferror(file);
   fclose(file);
-  return !*bytes ? MODEL_NO_MEMORY : failed ? MODEL_NO_FILE : MODEL_OK;
+  return failed ? MODEL_NO_FILE : MODEL_OK;
 }
 
 int model_init(model *m, const char *path, int threads) {
   memset(m, 0, sizeof *m);
   if (threads < 1 || threads > MODEL_MAX_THREADS) return MODEL_BAD_THREADS;
-  unsigned char *bytes = NULL;
+  const size_t room = path ? (WEIGHTS_BYTES + 64) / 64 * 64 : 0; /* for the weights, before the arena */
+  unsigned char *memory = allocated(m, room + model_arena_bytes(threads));
+  if (!memory) return MODEL_NO_MEMORY;
+  const model kept = *m;
+  const unsigned char *weights = memory;
   size_t size = 0;
   int code = MODEL_OK;
+  if (path) {
+    code = fetched(path, memory, &size);
+  } else {
 #ifdef MODEL_EMBED
-  if (!path) size = (size_t)(model_embedded_end - model_embedded);
+    weights = model_embedded;
+    size = (size_t)(model_embedded_end - model_embedded);
 #else
-  if (!path) return MODEL_NO_FILE;
+    code = MODEL_NO_FILE;
 #endif
-  if (path) code = fetched(path, &bytes, &size);
-  void *arena = code ? NULL : aligned_alloc(64, (model_arena_bytes(threads) + 63) / 64 * 64);
-  if (!code && !arena) code = MODEL_NO_MEMORY;
-#ifdef MODEL_EMBED
-  if (!code) code = model_init_from(m, bytes ? bytes : model_embedded, size, arena, threads);
-#else
-  if (!code) code = model_init_from(m, bytes, size, arena, threads);
-#endif
-  if (code) {
-    free(bytes);
-    free(arena);
-    return code;
   }
-  m->owned[0] = bytes;
-  m->owned[1] = arena;
-  return MODEL_OK;
+  if (!code) code = model_init_from(m, weights, size, memory + room, threads);
+  m->owned = code ? NULL : kept.owned;
+  m->owned_bytes = kept.owned_bytes;
+  if (code) released(kept.owned, kept.owned_bytes);
+  return code;
 }
 
 void model_run(const model *m, const MODEL_INPUT *in, float *out) {
@@ -196,7 +226,6 @@ void model_free(model *m) {
 #ifdef MODEL_THREADS
   if (m->team) dismiss(m->team, ((team *)m->team)->threads - 1);
 #endif
-  free(m->owned[0]);
-  free(m->owned[1]);
+  released(m->owned, m->owned_bytes);
   memset(m, 0, sizeof *m);
 }

@@ -45,7 +45,8 @@ typedef struct model {
   const float *weights;
   float *arena;
   void *team;
-  void *owned[2];
+  void *owned;
+  size_t owned_bytes;
 } model;
 
 /* Read and check the weights, allocate the arena and start the threads beside the caller's. `path` may be NULL where the
