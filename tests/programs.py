@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Generated programs, compiled in every way there is, run on poisoned memory, and how far they are from a graph's truth."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ghostnets.deploy.c.export import Generated
+from ghostnets.deploy.c.program import LIBRARY, Program
+from ghostnets.deploy.c.target import TARGETS, native
+from ghostnets.deploy.graph import Graph
+from ghostnets.deploy.reference import outputs
+
+NEAR = 1e-5
+"""Of a value's largest number, in float32."""
+
+COMPILERS = tuple(name for name in ("gcc", "clang") if shutil.which(name))
+
+_ORDER = tuple(TARGETS)
+INSTRUCTIONS = tuple(
+    name for name in _ORDER if name in ("neon", "scalar") or _ORDER.index(name) >= _ORDER.index(native().name)
+)
+"""The instruction sets that run here; NEON's text is plain vectors of four, which every processor has."""
+
+needs_compiler = pytest.mark.skipif(not COMPILERS, reason="needs gcc or clang")
+
+CANARY = 16
+"""Floats behind an answer that nothing may touch."""
+
+
+def library(program: Generated, folder: Path, compiler: str = "", *flags: str) -> Path:
+    """The program as a shared library in a folder, compiled without a warning."""
+    program.save(folder)
+    line = [
+        compiler or COMPILERS[0], "-std=gnu11", "-O1", "-ffp-contract=fast", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared",
+        "-pthread", "-DMODEL_THREADS", *program.options.instructions.flags, *flags, "model.c", "-o", LIBRARY, "-lm",
+    ]  # fmt: skip
+    done = subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False)
+    assert not done.returncode, done.stderr[:3000]
+    return folder / LIBRARY
+
+
+def arena(program: Program, generated: Generated, *, threads: int = 1) -> np.ndarray:
+    """The floats of a program's arena, where they lie."""
+    count = generated.source.arena if threads == 1 else generated.source.arena_many
+    return np.ctypeslib.as_array(ctypes.cast(program._model.arena, ctypes.POINTER(ctypes.c_float)), (count,))
+
+
+def answered(program: Program, generated: Generated, image: np.ndarray, *, threads: int = 1) -> np.ndarray:
+    """The answer to one image, of memory in which every float was NaN, written whole and not beyond."""
+    arena(program, generated, threads=threads).view(np.uint32)[:] = 0xFFFFFFFF
+    size = int(np.prod(program.output_shape))
+    answer = np.full(size + CANARY, np.nan, np.float32)
+    answer[size:] = 77
+    image = np.ascontiguousarray(image)
+    program._functions.model_run(
+        ctypes.byref(program._model), ctypes.c_void_p(image.ctypes.data), ctypes.c_void_p(answer.ctypes.data)
+    )
+    assert (answer[size:] == 77).all()
+    return answer[:size].reshape(program.output_shape)
+
+
+def stored(program: Program, generated: Generated) -> Iterator[tuple[str, np.ndarray]]:
+    """Every value of the last graph, (C, H, W), as it lies in the arena of a debug build after a run."""
+    floats = arena(program, generated)
+    for operation in generated.graph.operations:
+        view = generated.lowered.views[operation.output]
+        buffer = generated.schedule.buffers[view.buffer]
+        _, height, width = view.shape
+        rows = buffer.offset + buffer.row * np.arange(height)
+        places = rows[None, :, None] + view.offsets[:, None, None] + buffer.pixel * np.arange(width)
+        yield operation.output, floats[places]
+
+
+def error(found: np.ndarray, expected: np.ndarray) -> float:
+    """The largest difference as a part of the largest number expected; infinite where a number is none."""
+    assert found.shape == expected.shape, (found.shape, expected.shape)
+    difference = float(np.abs(found - expected).max())
+    return difference / max(float(np.abs(expected).max()), 1e-9) if np.isfinite(difference) else float("inf")
+
+
+def wrong(program: Program, generated: Generated, image: np.ndarray, near: float = NEAR) -> list[str]:
+    """What a program gets wrong for an image (C, H, W): of a debug build every layer, else the answer. All is float64's."""
+    before: Graph = generated.graphs[-2][1]
+    truth = outputs(before, image)
+    answer = answered(program, generated, image)
+    found = [("the answer", answer.reshape(truth[before.output].shape), truth[before.output])]
+    if generated.options.debug:
+        found = [*((name, value, truth[name]) for name, value in stored(program, generated)), *found]
+    lines = {operation.output: line for operation, line in zip(before.operations, before.lines(), strict=True)}
+    return [
+        f"{lines.get(name, name)}: {off:.1e}"
+        for name, value, expected in found
+        if not (off := error(value, expected)) <= near
+    ]
+
+
+def run(line: Sequence[str | Path], folder: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    """A command in a folder; what it says is kept."""
+    import os
+
+    return subprocess.run(
+        [str(part) for part in line],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **more},
+    )
