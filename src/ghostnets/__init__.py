@@ -13,7 +13,7 @@ __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
     from ghostnets.blocks.ghost import GhostModule as GhostModule
-    from ghostnets.compilation import compile as compile
+    from ghostnets.compilation import compile as compile  # noqa: A004 - as torch.compile
     from ghostnets.hub import push_to_hub as push_to_hub
     from ghostnets.models.catalog import create_model as create_model
     from ghostnets.models.catalog import list_models as list_models

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import platform
 import re
 import subprocess
 import tempfile
@@ -31,6 +32,9 @@ from ghostnets.subject import Pixels
 from ghostnets.training.data import normalise
 
 LABELS = "labels.txt"
+
+MACHINES = {"arm64": "aarch64", "AMD64": "x86_64"}
+"""What systems and compilers call a processor, where TARGETS have another name for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,13 +175,18 @@ def _checked(program: Generated, job: _Job) -> Check | str:
     if not runs_here(target):
         return f"this machine does not run {target.name}"
     try:
-        compiler = _version(command())
+        compiler = command()
+        runtime, machine = _said(compiler, "--version"), _said(compiler, "-dumpmachine").partition("-")[0]
     except NoCompiler as reason:
         return str(reason)
+    if MACHINES.get(machine, machine) not in {"", this_machine()}:
+        return f"{compiler[0]} compiles for {machine}, and this machine is another"
     assert job.pixels is not None
     images = normalise(job.pixels.values, job.network.mean, job.network.std).contiguous()
     with torch.inference_mode():
         expected = job.network.model(images).double().numpy()
+    if not np.isfinite(expected).all():
+        raise UserError(f"{job.name} gives answers that are not finite, so none can be told right or wrong")
     with tempfile.TemporaryDirectory(prefix="ghostnets-export-") as name:
         folder = Path(name)
         program.save(folder)
@@ -188,13 +197,22 @@ def _checked(program: Generated, job: _Job) -> Check | str:
             raise GhostnetsError(f"the program is not written, because it cannot be compiled: {reason}") from None
         run = Program(folder / LIBRARY, threads=job.threads)
         found = run(_as_laid_out(job.pixels.values, images, program.options.layout)).astype(np.float64)
-    return _compared(expected, found, of=job.pixels.of, runtime=compiler)
+    plain = "" if target.machine in {None, this_machine()} else f", plain vectors on {this_machine()}"
+    return _compared(expected, found, of=job.pixels.of, runtime=f"{runtime or compiler[0]}{plain}")
 
 
 def runs_here(target: Target) -> bool:
-    """Whether this machine has a target's instructions."""
+    """Whether a program for these instructions runs on this machine too: it has them, or the program is written in plain
+    vectors, which any compiler knows.
+    """
     rows, best = list(TARGETS.values()), native()  # the richer ones of a machine come first
-    return target.machine in (None, best.machine) and rows.index(target) >= rows.index(best)
+    own = target.machine in {None, this_machine()} and rows.index(target) >= rows.index(best)
+    return own or not target.flags
+
+
+def this_machine() -> str:
+    """As TARGETS name it."""
+    return MACHINES.get(platform.machine(), platform.machine())
 
 
 def _as_laid_out(pixels: Tensor, images: Tensor, layout: str) -> np.ndarray:
@@ -219,10 +237,10 @@ def _compared(expected: np.ndarray, found: np.ndarray, *, of: str, runtime: str)
     )  # fmt: skip
 
 
-def _version(compiler: list[str]) -> str:
-    """What a compiler calls itself."""
+def _said(compiler: list[str], question: str) -> str:
+    """The first line of what a compiler says of itself."""
     try:
-        said = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False, timeout=60)  # noqa: S603 - the user's
+        said = subprocess.run([*compiler, question], capture_output=True, text=True, check=False, timeout=60)  # noqa: S603 - the user's
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NoCompiler(f"{' '.join(compiler)} cannot be run: {error}") from None
-    return said.stdout.partition("\n")[0] or Path(compiler[0]).name
+    return said.stdout.partition("\n")[0]
