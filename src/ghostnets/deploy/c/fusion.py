@@ -31,8 +31,7 @@ def _sums_joined(graph: Graph) -> Graph:
                 and conv.groups == 1
                 and conv.activation is None
                 and len(conv.inputs) == 1
-                and name != graph.output
-                and name != added
+                and name not in {graph.output, added}
                 and len(graph.readers[name]) == 1
                 and graph.shapes[added] == conv.shape == operation.shape
             ):

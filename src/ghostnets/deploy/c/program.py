@@ -86,10 +86,13 @@ class Program:
 
         Nothing is copied that lies in memory as the program reads it. Raises UserError for other shapes and types.
         """
-        torch = sys.modules.get("torch")
-        if torch is not None and isinstance(images, torch.Tensor):
-            return torch.from_numpy(self(images.detach().cpu().numpy()))
-        assert isinstance(images, np.ndarray)
+        if isinstance(images, np.ndarray):
+            return self._answers(images)
+        if "torch" not in sys.modules or not hasattr(images, "detach"):
+            raise UserError(f"a {type(images).__name__} is no images: give an array of NumPy or a tensor of PyTorch")
+        return sys.modules["torch"].from_numpy(self._answers(images.detach().cpu().numpy()))
+
+    def _answers(self, images: np.ndarray) -> np.ndarray:
         if images.shape[1:] != self.input_shape or images.dtype != self.dtype:
             wanted, given = (" x ".join(map(str, shape)) for shape in (("N", *self.input_shape), images.shape))
             raise UserError(f"images of {given} in {images.dtype} do not fit: give {wanted} in {self.dtype}")

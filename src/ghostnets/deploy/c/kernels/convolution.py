@@ -191,12 +191,13 @@ def kernel(
     full_vectors, rest_vectors = divmod(tiles.vectors, tiles.tile.vectors)
     lines = []
     for rows in dict.fromkeys(tiles.row_parts):
-        calls = []
-        for vectors in dict.fromkeys(tiles.vector_parts):
-            calls.append((vectors, _columns(conv, tiles, rows, vectors, reads, writes, other, stream)))
-        choice = calls[0][1]
+        calls = [
+            _columns(conv, tiles, rows, vectors, reads, writes, other, stream)
+            for vectors in dict.fromkeys(tiles.vector_parts)
+        ]
+        choice = calls[0]
         if full_vectors and rest_vectors:
-            choice = [*block(f"if (n < {full_vectors})", calls[0][1]), *block("else", calls[1][1])]
+            choice = [*block(f"if (n < {full_vectors})", calls[0]), *block("else", calls[1])]
         setup = _rows(conv, rows, reads, writes, other)
         clear = _margins(rows, writes, len(group.outputs))
         over = block(
@@ -304,12 +305,9 @@ def _tile_text(
     _, _, height, width = conv.weight.shape
     places = [(r, c) for r in range(tile.rows) for c in range(tile.columns)]
     needed = sorted({r * conv.stride[0] + ky * conv.dilation[0] for r in range(tile.rows) for ky in range(height)})
-    lines = []
     sums = {(p, v): f"s{p}_{v}" for p in range(len(places)) for v in range(tile.vectors)}
-    for v in range(tile.vectors):
-        lines.append(f"const vec b{v} = load(w + {v} * LANES);")
-    for p in range(len(places)):
-        lines.append("vec " + ", ".join(f"{sums[p, v]} = b{v}" for v in range(tile.vectors)) + ";")
+    lines = [f"const vec b{v} = load(w + {v} * LANES);" for v in range(tile.vectors)]
+    lines += ["vec " + ", ".join(f"{sums[p, v]} = b{v}" for v in range(tile.vectors)) + ";" for p in range(len(places))]
     lines.append(f"w += {tile.vectors} * LANES;")
 
     merged_run = (

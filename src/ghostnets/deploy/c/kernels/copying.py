@@ -100,7 +100,7 @@ def feed(*, writes: Buffer, view: View, kind: str, scale: np.ndarray | None, shi
     if scale is not None and shift is not None:
         value = f"{value} * scale[c] + shift[c]"
         for name, values in (("scale", scale), ("shift", shift)):
-            listed = ", ".join(f"{float(v)!r}f" for v in np.float32(values))
+            listed = ", ".join(f"{float(value)!r}f" for value in values.astype(np.float32))
             tables.append(f"static const float {name}[{channels}] = {{{listed}}};")
     store = f"o[(ptrdiff_t)x * {writes.pixel} + to[c]] = {value};"
     along = f"for (int x = 0; x < {width}; x++)"

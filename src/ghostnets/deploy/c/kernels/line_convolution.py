@@ -79,7 +79,7 @@ def kernel(
         lines = []
         for first, vectors, rest in vector_parts:
             name = f"NAME_{count}x{vectors}" + (f"_{rest}" if rest else "")
-            parts[name] = _tile_text(conv, group, count, vectors, rest, name, reads, writes, other, target)
+            parts[name] = _tile_text(conv, group, count, vectors, rest, name, writes, other, target)
             shift = first * target.lanes
             more = f", q + {shift}" if other is not None else ""
             lines.append(f"{name}(r, {shift * conv.stride[1]}, wn, o + {shift}{more});")
@@ -130,7 +130,6 @@ def _tile_text(
     vectors: int,
     rest: int,
     name: str,
-    reads: Buffer,
     writes: Buffer,
     other: Buffer | None,
     target: Target,
@@ -138,9 +137,7 @@ def _tile_text(
     _, _, height, width = conv.weight.shape
     stride = conv.stride[1]
     sums = {(n, v): f"s{n}_{v}" for n in range(count) for v in range(vectors)}
-    lines = []
-    for n in range(count):
-        lines.append("vec " + ", ".join(f"{sums[n, v]} = splat(w[{n}])" for v in range(vectors)) + ";")
+    lines = ["vec " + ", ".join(f"{sums[n, v]} = splat(w[{n}])" for v in range(vectors)) + ";" for n in range(count)]
     lines.append(f"w += {count};")
     inner = []
     for v in range(vectors):
@@ -150,8 +147,9 @@ def _tile_text(
             value = f"evens({value}, load(p + k + {place + target.lanes}))"
         inner.append(f"const vec a{v} = {value};")
     inner.append("vec b;")
-    for n in range(count):
-        inner.append(f"b = splat(w[{n}]); " + " ".join(f"{sums[n, v]} += a{v} * b;" for v in range(vectors)))
+    inner += [
+        f"b = splat(w[{n}]); " + " ".join(f"{sums[n, v]} += a{v} * b;" for v in range(vectors)) for n in range(count)
+    ]
     inner.append(f"w += {count};")
     body: list[str] = []
     for run in group.inputs:

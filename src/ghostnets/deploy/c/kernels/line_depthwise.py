@@ -123,10 +123,8 @@ def _tile_text(conv: Conv, rows: int, vectors: int, rest: int, name: str, other:
                         j = taps.index(even + parity)
                         added = " ".join(f"{sums[r, v]} += e * w{i}_{j};" for r, i in uses)
                         lines.append(f"{{ const vec e = {pick}(a, c); {added} }}")
-    for (r, v), value in sums.items():
-        if other is not None:
-            value = f"{value} + load(q{r} + {v * lanes})"
-        value = activated(value, conv.activation)
+    for (r, v), total in sums.items():
+        value = activated(total if other is None else f"{total} + load(q{r} + {v * lanes})", conv.activation)
         if rest and v == vectors - 1:
             value = f"first({value}, {rest})"
         lines.append(f"store(o{r} + {v * lanes}, {value});")

@@ -27,10 +27,10 @@ def kernel(
     gather = "s = vmax(s, a);" if pool.kind == "max" else "s += a;"
     scale: list[str] = []
     if pool.kind == "mean":
-        t, l, b, r = pool.counted
+        above, before, below, behind = pool.counted
         scale = [
-            f"const int rows = least(ya + {ky}, {height + b}) - most(ya, {-t});",
-            f"const int columns = least(xa + {kx}, {width + r}) - most(xa, {-l});",
+            f"const int rows = least(ya + {ky}, {height + below}) - most(ya, {-above});",
+            f"const int columns = least(xa + {kx}, {width + behind}) - most(xa, {-before});",
             "s *= splat(1.0f / (float)(rows * columns));",
         ]
     body = block(
