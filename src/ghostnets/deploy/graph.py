@@ -78,6 +78,8 @@ class Pool(Operation):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Activate(Operation):
+    """An activation that stands alone, because others read the map before it."""
+
     activation: Activation
 
 

@@ -89,8 +89,14 @@ class Generated:
         return {**texts, "model.weights": header.ljust(HEADER, b"\0") + data}
 
     def save(self, folder: Path) -> None:
-        """Write FILES into a folder, which is made where it is not there, each file whole or not at all."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write FILES into a folder, which is made where it is not there, each file whole or not at all.
+
+        Raises UserError where there can be no such folder.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{folder} cannot be made: {error.strerror}") from None
         for name, contents in self.files().items():
             write_bytes(folder / name, contents)
 
