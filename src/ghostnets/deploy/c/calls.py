@@ -15,6 +15,7 @@ from ghostnets.deploy.c.kernels import (
     line_convolution,
     line_depthwise,
     line_elementwise,
+    line_pooling,
     pooling,
 )
 from ghostnets.deploy.c.kernels.text import Kernel
@@ -108,7 +109,11 @@ def _pool(step: Step, pool: Pool, reads: Buffer, writes: Buffer, target: Target)
     (a, _, b) = moves[0]
     if reads.lines:
         near = [(x - a, 0, y - b) for x, _, y in moves]
-        return Call(kernel=line_elementwise.mean(pool, reads=reads, moves=near, target=target), reads=a, writes=b)
+        if not writes.lines:
+            return Call(kernel=line_pooling.mean(pool, reads=reads, moves=near, target=target), reads=a, writes=b)
+        lead = _leads(step, writes, target)
+        kernel = line_pooling.kernel(pool, reads=reads, writes=writes, moves=near, target=target, lead=lead)
+        return Call(kernel=kernel, reads=a, writes=b)
     height, width = read.shape[1:]
     kernel = pooling.kernel(
         pool, reads=reads, writes=writes, moves=[(x - a, y - b) for x, _, y in moves], height=height, width=width

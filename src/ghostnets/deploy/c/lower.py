@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from ghostnets.deploy.c.choice import STRIDES, sizes_in_lines
+from ghostnets.deploy.c.kernels import line_pooling
 from ghostnets.deploy.c.layout import Buffer, View
 from ghostnets.deploy.c.steps import Copy, Deliver, Feed, Lowered, Step
 from ghostnets.deploy.c.target import Target
@@ -198,10 +199,12 @@ class _Arrangement:
 
     def _mapwise(self, operation: Operation) -> None:
         (source,) = operation.inputs
-        follows = isinstance(operation, Activate) or is_mean_of_all(operation, self.shapes[source])
+        of_all = is_mean_of_all(operation, self.shapes[source])
+        windows = isinstance(operation, Pool) and line_pooling.is_possible(operation)
+        follows = isinstance(operation, Activate) or of_all or windows
         source = self._distinct(source) if follows else self._channels_last(source)
         local = self._compact(source)
-        if local.lines and isinstance(operation, Pool):
+        if local.lines and of_all:
             local = self._fresh(operation.shape[0], lines=False)
         over = source if isinstance(operation, Activate) else None
         self._emit(replace(operation, inputs=(source,)), local, over=over)

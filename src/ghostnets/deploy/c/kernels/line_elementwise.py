@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sums, products, activations and means of lines."""
+"""Sums, products and activations of lines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ghostnets.deploy.c.kernels.line_convolution import clears
 from ghostnets.deploy.c.kernels.text import Kernel, block, row_inside, text
 from ghostnets.deploy.c.layout import Buffer
 from ghostnets.deploy.c.target import Target
-from ghostnets.deploy.graph import Activate, Combine, Pool
+from ghostnets.deploy.graph import Activate, Combine
 
 Moves = Sequence[tuple[int, int, int]]
 """For each line where it is read, in the other operand, and written."""
@@ -55,24 +55,3 @@ def kernel(
     body = block("for (int y = y0; y < y1; y++)", setup, block(f"for (int n = 0; n < {len(moves)}; n++)", inner))
     kind = step.kind if isinstance(step, Combine) else step.activation
     return Kernel(f"{kind} of lines", ("in", *(["other"] if other else []), "out", "y0", "y1"), text(tables, body))
-
-
-def mean(pool: Pool, *, reads: Buffer, moves: Moves, target: Target) -> Kernel:
-    """Of all places of each line; what lies beyond a line's end is zero."""
-    height, width = pool.kernel
-    vectors = -(-width // target.lanes)
-    body = block(
-        f"for (int n = 0; n < {len(moves)}; n++)",
-        "vec s = splat(0.0f);",
-        block(
-            f"for (int y = 0; y < {height}; y++)",
-            f"const float *r = {row_inside('in', 'y', reads)} + from[n];",
-            f"for (int x = 0; x < {vectors * target.lanes}; x += {target.lanes}) s += load(r + x);",
-        ),
-        f"out[to[n]] = total(s) * {1 / (height * width)!r}f;",
-    )
-    tables = [
-        f"static const int {name}[{len(moves)}] = {{{', '.join(str(move[index]) for move in moves)}}};"
-        for index, name in ((0, "from"), (2, "to"))
-    ]
-    return Kernel(f"mean of {height}x{width} places of each line", ("in", "out"), text(tables, body))
