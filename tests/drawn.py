@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, get_args
 
 import numpy as np
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from ghostnets.deploy.graph import (
@@ -37,8 +38,8 @@ NONE: Pads = (0, 0, 0, 0)
 class Draft:
     """A graph that grows; names tell the order."""
 
-    def __init__(self, shape: Shape, seed: int) -> None:
-        self.random = np.random.default_rng(seed)
+    def __init__(self, shape: Shape, number: int) -> None:
+        self.random = np.random.default_rng(number)
         self.input_shape = shape
         self.shapes: dict[str, Shape] = {"image": shape}
         self.operations: list[Operation] = []
@@ -342,3 +343,17 @@ def drafts(draw: st.DrawFn, *families: str, layers: int = 8) -> Draft:
     for number in range(layers):
         draw(FAMILIES[families[number % len(families)]])(draft)
     return draft
+
+
+def example(number: int, *families: str, layers: int = 8) -> Graph:
+    """One such graph, the same every time; hypothesis' first ones are the smallest there are, so it is a later one."""
+    found: list[Draft] = []
+
+    @seed(number)
+    @settings(max_examples=6, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @given(drafts(*families, layers=layers))
+    def collect(draft: Draft) -> None:
+        found.append(draft)
+
+    collect()
+    return found[-1].graph()
