@@ -9,6 +9,7 @@ map writes its channels in the order that map has.
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
 
 import numpy as np
 
@@ -172,13 +173,16 @@ class _Arrangement:
     def _resample(self, resample: Resample) -> None:
         (source,) = resample.inputs
         channels = tuple(range(resample.shape[0]))
+        lines = resample.shape[1:] in self.in_lines
+        if lines and not self.local[source].lines and prod(resample.shape) > prod(self.shapes[source]):
+            source = self._copy(source, self._fresh(len(channels), lines=True))  # while the map is small
         copy = replace(
             self._copied(source, channels, resample.output, resample.name),
             shape=resample.shape,
             rows=resample.rows,
             columns=resample.columns,
         )
-        own, lines = self._compact(source), resample.shape[1:] in self.in_lines
+        own = self._compact(source)
         kept = own.distinct and own.lines == lines
         self._emit(copy, own if kept else self._fresh(len(channels), lines=lines))
 

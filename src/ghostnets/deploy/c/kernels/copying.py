@@ -46,12 +46,23 @@ def copy(
         if min(read for read, _ in lanes) < 0 or "||" in nothing:
             value = f"{nothing} ? 0.0f : {value}"
         store = f"o[x * {writes.pixel} + to[n]] = {value};"
+    doubled = reads.lines and writes.lines and list(columns) == [x // 2 for x in range(len(columns))]
+    if doubled and min(read for read, _ in lanes) >= 0:  # twice as wide: half a vector becomes one
+        rest = writes.width % target.lanes
+        value, full = "doubled(load(r + from[n] + x / 2))", writes.width - rest
+        each_place = f"for (int x = 0; x < {full}; x += {target.lanes})"
+        store = f"store(o + to[n] + x, {value});"
+        last = f"store(o + to[n] + {full}, first({value.replace('x / 2', str(full // 2))}, {rest}));"
+        tables = [line for line in tables if not line.startswith("static const int columns")]
+        store_lines = [*block(each_place, store), *([last] if rest else [])]
+    else:
+        store_lines = []
     outer, inner = (each_lane, each_place) if writes.lines else (each_place, each_lane)
     body = block(
         "for (int y = y0; y < y1; y++)",
         f"const float *r = {row('in', 'y' if straight else 'rows[y]', reads)};",
         f"float *o = {row_inside('out', 'y', writes)};",
-        block(outer, block(inner, store)),
+        block(outer, store_lines or block(inner, store)),
         clears(writes, whole) if whole else _beside(writes, len(lanes)),
     )
     return Kernel("a copy in another order", ("in", "out", "y0", "y1"), text(tables, body))

@@ -85,14 +85,17 @@ INLINE void clear(float *p, int places, int pixel, int floats) {
 #if LANES == 16
 #define evens(a, b) pick(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30)
 #define odds(a, b) pick(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31)
+INLINE vec doubled(vec a) { return pick(a, a, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7); }
 static const ints LANE = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 #elif LANES == 8
 #define evens(a, b) pick(a, b, 0, 2, 4, 6, 8, 10, 12, 14)
 #define odds(a, b) pick(a, b, 1, 3, 5, 7, 9, 11, 13, 15)
+INLINE vec doubled(vec a) { return pick(a, a, 0, 0, 1, 1, 2, 2, 3, 3); }
 static const ints LANE = {0, 1, 2, 3, 4, 5, 6, 7};
 #else
 #define evens(a, b) pick(a, b, 0, 2, 4, 6)
 #define odds(a, b) pick(a, b, 1, 3, 5, 7)
+INLINE vec doubled(vec a) { return pick(a, a, 0, 0, 1, 1); }
 static const ints LANE = {0, 1, 2, 3};
 #endif
 
