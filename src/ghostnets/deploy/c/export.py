@@ -19,7 +19,7 @@ from ghostnets.deploy.c.calls import rows_at_a_time
 from ghostnets.deploy.c.fusion import fused
 from ghostnets.deploy.c.lower import lowered
 from ghostnets.deploy.c.schedule import Schedule, scheduled
-from ghostnets.deploy.c.source import Source, runtime, written
+from ghostnets.deploy.c.source import Source, plain, runtime, written
 from ghostnets.deploy.c.steps import Feed, Lowered
 from ghostnets.deploy.c.target import Target, target_named
 from ghostnets.deploy.capture import captured
@@ -120,7 +120,7 @@ class Generated:
         uint8 = options.layout == "nhwc-uint8"
         image = (channels, height, width) if options.layout == "nchw" else (height, width, channels)
         return {
-            "TITLE": self.name, "VERSION": _version(), "TARGET": target.name, "LANES": target.lanes,
+            "TITLE": plain(self.name), "VERSION": _version(), "TARGET": target.name, "LANES": target.lanes,
             "FLAGS": " ".join(target.flags), "ZEROS": source.zeros, "MARGIN": source.margin, "VECTOR": runtime("vector.h"),
             "KERNELS": source.kernels, "STAGES": source.stages, "KEY": source.key, "FLOATS": source.weights.size,
             "ARENA": source.arena, "ARENA_MANY": source.arena_many, "TEAM": _filled(runtime("team.h"), {"SHARED": source.shared, "KERNELS_MANY": source.kernels_many}),
@@ -131,7 +131,7 @@ class Generated:
             "ANSWER": " x ".join(map(str, self.graph.output_shape)),
             "SHAPES": ";".join(",".join(map(str, shape)) for shape in (image, self.graph.output_shape)),
             "KIND": "uint8" if uint8 else "float32",
-            "NAMES": "\n".join(f'    "{step.operation.macs} {_quoted(step.operation.name)}",' for step in source.steps),
+            "NAMES": "\n".join(f'    "{step.operation.macs} {plain(step.operation.name)}",' for step in source.steps),
             "STEPS": len(source.steps), "MACS": f"{self.graph.macs:,}",
             "MEAN": ", ".join(f"{value!r}f" for value in mean), "STD": ", ".join(f"{value!r}f" for value in std),
             "ARENA_KIB": source.arena * 4 // 1024, "WEIGHTS_KIB": source.weights.size * 4 // 1024,
@@ -223,11 +223,6 @@ def _filled(template: str, fields: dict[str, object]) -> str:
     for name, value in fields.items():
         template = template.replace(f"@{name}@", str(value))
     return template
-
-
-def _quoted(name: str) -> str:
-    """As it stands in a string of C."""
-    return name.replace("\\", "\\\\").replace('"', '\\"')
 
 
 def _version() -> str:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import resources
@@ -177,11 +178,16 @@ def _shared(step: Step, own: list[tuple[str, Call, int]], schedule: Schedule, ta
     yield "meet(all);"
 
 
+def plain(name: str) -> str:
+    """A name as it may stand in a comment and in a string of C."""
+    return re.sub(r"[^\w .,()\[\]-]", "_", name, flags=re.ASCII)
+
+
 def _about(step: Step) -> str:
     operation = step.operation
     shape = "x".join(map(str, operation.shape))
     macs = f", {operation.macs:,} MACs" if operation.macs else ""
-    return f"/* {operation.name}: {type(operation).__name__} -> {shape}{macs} */"
+    return f"/* {plain(operation.name)}: {type(operation).__name__} -> {shape}{macs} */"
 
 
 def _stage_lines(stage: Stage, written_calls: list[list[str]], number: int) -> Iterator[str]:

@@ -7,7 +7,9 @@ place, one broadcast of an input every vector.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -81,11 +83,10 @@ class Tiling:
 
     def cycles(self, inputs: int) -> float:
         """Of the whole convolution."""
+        rows, columns, vectors = (Counter(parts) for parts in (self.row_parts, self.column_parts, self.vector_parts))
         return sum(
-            Tile(rows, columns, vectors).cycles * inputs + 2 * rows * columns * vectors
-            for rows in self.row_parts
-            for columns in self.column_parts
-            for vectors in self.vector_parts
+            (Tile(r, c, v).cycles * inputs + 2 * r * c * v) * rows[r] * columns[c] * vectors[v]
+            for r, c, v in product(rows, columns, vectors)
         )
 
 
@@ -318,7 +319,7 @@ def _tile_text(
     )
     columns = 1 if merged_run else width
 
-    def product(r: int, c: int, p: int) -> list[str]:
+    def products(r: int, c: int, p: int) -> list[str]:
         at = c * conv.stride[1] * reads.pixel
         index = f"{at} + k" if at else "k"
         return [f"a = splat(p{r}[{index}]);", *(f"{sums[p, v]} += a * w{v};" for v in range(tile.vectors))]
@@ -331,7 +332,7 @@ def _tile_text(
         inner.append(f"ahead += {stream.step};")
     inner.append("vec a;")
     for p, (r, c) in enumerate(places):
-        inner.append(" ".join(product(r, c, p)))
+        inner.append(" ".join(products(r, c, p)))
     inner.append(f"w += {tile.vectors} * LANES;")
 
     body: list[str] = []

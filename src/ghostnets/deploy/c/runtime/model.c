@@ -138,7 +138,8 @@ int model_init_from(model *m, const void *weights, size_t size, void *arena, int
 
 #ifdef MODEL_EMBED /* the weights are a part of the program */
 __asm__(".section .rodata\n.balign 64\nmodel_embedded:\n.incbin \"" MODEL_EMBED "\"\nmodel_embedded_end:\n.byte 0\n.previous\n");
-extern const unsigned char model_embedded[], model_embedded_end[];
+extern const unsigned char model_embedded[] __attribute__((visibility("hidden")));
+extern const unsigned char model_embedded_end[] __attribute__((visibility("hidden")));
 #endif
 
 /* Memory in large pages, where there are any: looking up small ones costs more than reading weights. Fresh from the
