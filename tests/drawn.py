@@ -31,6 +31,9 @@ IMAGE: Shape = (3, 13, 11)
 
 ACTIVATIONS: tuple[Activation | None, ...] = (None, *get_args(Activation))
 
+UNCHECKED = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example)
+"""Graphs are large, and compilers slow."""
+
 Pads = tuple[int, int, int, int]
 NONE: Pads = (0, 0, 0, 0)
 
@@ -169,10 +172,14 @@ def pools(draw: st.DrawFn) -> Layer:
     kind, channels = draw(st.sampled_from(["max", "mean"])), draw(counts)
     if draw(st.integers(0, 3)) == 0:
         height, width = draw(sides)
-        return lambda draft: draft.add(
-            Pool, draft.map(channels, height, width), shape=(channels, 1, 1), kind=kind, kernel=(height, width),
-            stride=(height, width), dilation=(1, 1), padding=NONE, counted=NONE,
-        ) and None  # fmt: skip
+
+        def whole(draft: Draft) -> None:
+            draft.add(
+                Pool, draft.map(channels, height, width), shape=(channels, 1, 1), kind=kind, kernel=(height, width),
+                stride=(height, width), dilation=(1, 1), padding=NONE, counted=NONE,
+            )  # fmt: skip
+
+        return whole
     kernel, stride = draw(st.tuples(st.integers(1, 4), st.integers(1, 4))), draw(pairs)
     dilation = draw(pairs) if kind == "max" else (1, 1)
     # Fewer places beyond than a window has, and a map of more than a dilation, so that each window has one on the map.
@@ -350,7 +357,7 @@ def example(number: int, *families: str, layers: int = 8) -> Graph:
     found: list[Draft] = []
 
     @seed(number)
-    @settings(max_examples=6, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @settings(max_examples=6, database=None, phases=[Phase.generate], suppress_health_check=UNCHECKED)
     @given(drafts(*families, layers=layers))
     def collect(draft: Draft) -> None:
         found.append(draft)

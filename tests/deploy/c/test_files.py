@@ -29,11 +29,12 @@ def network(classes: int = CLASSES, channels: int = 3) -> nn.Module:
     """Answers that depend on the picture, in which no two classes are alike."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
+        classifier = nn.Linear(24, classes)
         model = nn.Sequential(
             nn.Conv2d(channels, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.Hardswish(), nn.Conv2d(8, 24, 3), nn.ReLU(),
-            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, classes),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), classifier,
         )  # fmt: skip
-        nn.init.normal_(model[7].weight, std=3.0)
+        nn.init.normal_(classifier.weight, std=3.0)
         return lively(model)
 
 

@@ -12,7 +12,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 import drawn
@@ -48,7 +48,7 @@ compilations = partial(
         Phase.reuse,
         Phase.generate,
     ),  # no shrinking: a compilation each, and what is wrong is named
-    suppress_health_check=list(HealthCheck),
+    suppress_health_check=drawn.UNCHECKED,
 )
 
 

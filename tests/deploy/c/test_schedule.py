@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -39,16 +40,17 @@ def chains(draw: st.DrawFn) -> drawn.Draft:
 def _longer(draft: drawn.Draft, draw: st.DrawFn, last: str) -> str:
     channels, height, width = shape = draft.shapes[last]
     kernel, stride = draw(st.integers(1, min(4, height, width))), draw(st.sampled_from([1, 1, 1, 2]))
-    around = (draw(st.integers(0, kernel - 1)),) * 4
+    beside = draw(st.integers(0, kernel - 1))
+    around = (beside, beside, beside, beside)
     match draw(st.sampled_from(["conv", "conv", "depthwise", "pool", "add", "concat", "relu", "select"])):
         case "conv":
             return draft.conv(last, draw(st.integers(1, 20)), (kernel, kernel), (stride, stride), around)
         case "depthwise":
             return draft.conv(last, channels, (kernel, kernel), (stride, stride), around, groups=channels)
         case "pool":
-            sides = ((side + 2 * around[0] - kernel) // stride + 1 for side in (height, width))
+            down, across = ((side + 2 * beside - kernel) // stride + 1 for side in (height, width))
             return draft.add(
-                Pool, last, shape=(channels, *sides), kind="max", kernel=(kernel, kernel), stride=(stride, stride),
+                Pool, last, shape=(channels, down, across), kind="max", kernel=(kernel, kernel), stride=(stride, stride),
                 dilation=(1, 1), padding=around, counted=drawn.NONE,
             )  # fmt: skip
         case "relu":
@@ -112,7 +114,9 @@ def play(low: Lowered, schedule: Schedule) -> None:
             step = stage.steps[index]
             for y in range(y0, y1):
                 for position, view in enumerate(step.reads):
-                    for row in () if view is None else rows_read(step, position, view, y):
+                    if view is None:
+                        continue
+                    for row in rows_read(step, position, view, y):
                         for place, offset in zip(
                             places(view, row), np.repeat(view.offsets, len({0, view.shape[2] - 1})), strict=True
                         ):
@@ -153,7 +157,7 @@ def test_the_player_notices_a_ring_that_is_too_short() -> None:
     for name, buffer in rings.buffers.items():
         if 1 < buffer.ring < buffer.height:
             shortened += 1
-            short = {**rings.buffers, name: type(buffer)(**{**vars(buffer), "ring": buffer.ring - 1})}
+            short = {**rings.buffers, name: replace(buffer, ring=buffer.ring - 1)}
             with pytest.raises(AssertionError):
                 play(program.lowered, Schedule(stages=rings.stages, buffers=short, floats=rings.floats))
     assert shortened >= 2
