@@ -89,10 +89,10 @@ class Draft:
     def _finished(self) -> Graph:
         read = {name for operation in self.operations for name in operation.inputs}
         loose = [name for name in self.shapes if name not in read]
-        parts = [self.conv(name, 2, self.shapes[name][1:]) for name in loose]
-        whole = self.add(Concat, *parts, shape=(2 * len(parts), 1, 1))
+        parts = [self.conv(name, 8, self.shapes[name][1:]) for name in loose]
+        whole = self.add(Concat, *parts, shape=(8 * len(parts), 1, 1))
         return Graph(
-            name="drawn", input="image", input_shape=self.input_shape, output=whole, output_shape=(2 * len(parts),),
+            name="drawn", input="image", input_shape=self.input_shape, output=whole, output_shape=(8 * len(parts),),
             operations=tuple(self.operations),
         )  # fmt: skip
 
@@ -128,7 +128,8 @@ def convolutions(draw: st.DrawFn) -> Layer:
     groups = draw(st.sampled_from([1, 1, 1, 2, 3, 5, 8]))
     own, outside = draw(st.integers(1, 67 // groups)), draw(st.integers(1, 67 // groups))
     size = _fitting(draw(sides), kernel, padding, dilation)
-    added, chained = draw(st.booleans()), draw(st.booleans())
+    chained = draw(st.booleans())
+    added = groups == 1 and draw(st.booleans())  # more is test_layers.py's test_a_map_added_to_groups_row_by_row
 
     def layer(draft: Draft) -> None:
         source = draft.map(own * groups, *size, draft_activation(draft))
@@ -139,7 +140,8 @@ def convolutions(draw: st.DrawFn) -> Layer:
             other = draft.map(*draft.shapes[alone])
             alone = draft.add(Combine, *_shuffled(draft, alone, other), shape=draft.shapes[alone], kind="add", activation=activation)  # fmt: skip
         if chained:
-            draft.conv(alone, 5, (3, 3), padding=(1, 1, 1, 1))
+            left = int(own > 1 or groups == 1 or outside == 1)  # as in depthwise() below
+            draft.conv(alone, 5, (3, 3), padding=(1, left, 1, 2))
 
     return layer
 
