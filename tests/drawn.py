@@ -129,7 +129,7 @@ def convolutions(draw: st.DrawFn) -> Layer:
     own, outside = draw(st.integers(1, 67 // groups)), draw(st.integers(1, 67 // groups))
     size = _fitting(draw(sides), kernel, padding, dilation)
     chained = draw(st.booleans())
-    added = groups == 1 and draw(st.booleans())  # more is test_layers.py's test_a_map_added_to_groups_row_by_row
+    added = draw(st.booleans())
 
     def layer(draft: Draft) -> None:
         source = draft.map(own * groups, *size, draft_activation(draft))
@@ -140,8 +140,7 @@ def convolutions(draw: st.DrawFn) -> Layer:
             other = draft.map(*draft.shapes[alone])
             alone = draft.add(Combine, *_shuffled(draft, alone, other), shape=draft.shapes[alone], kind="add", activation=activation)  # fmt: skip
         if chained:
-            left = int(own > 1 or groups == 1 or outside == 1)  # as in depthwise() below
-            draft.conv(alone, 5, (3, 3), padding=(1, left, 1, 2))
+            draft.conv(alone, 5, (3, 3), padding=(1, 1, 1, 2))
 
     return layer
 
@@ -159,11 +158,10 @@ def depthwise(draw: st.DrawFn) -> Layer:
     def layer(draft: Draft) -> None:
         source = draft.map(channels, *size, draft_activation(draft))
         made = draft.conv(source, channels * multiplier, kernel, stride, padding, dilation, channels, activation)
-        left = int(multiplier == 1)  # more is test_layers.py's test_several_filters_a_channel_in_lines
         if chained == "depthwise":
-            draft.conv(made, channels * multiplier, (3, 3), padding=(1, left, 1, 2), groups=channels * multiplier)
+            draft.conv(made, channels * multiplier, (3, 3), padding=(1, 1, 1, 2), groups=channels * multiplier)
         elif chained:
-            draft.conv(made, 7, (1, 3), padding=(0, left, 0, 2))
+            draft.conv(made, 7, (1, 3), padding=(0, 1, 0, 2))
 
     return layer
 

@@ -77,8 +77,6 @@ def wrongs_of(
         return wrong(Program(path), program, image)
 
 
-MIXED = tuple(family for family in drawn.FAMILIES if family != "softmaxes")
-
 targets = pytest.mark.parametrize("target", INSTRUCTIONS)
 
 
@@ -86,19 +84,18 @@ targets = pytest.mark.parametrize("target", INSTRUCTIONS)
 @given(data=st.data())
 @compilations(max_examples=3)
 def test_layers(target: str, data: st.DataObject) -> None:
-    check(data, data.draw(drawn.drafts(*MIXED, layers=12)).graph(), target)
+    check(data, data.draw(drawn.drafts(*drawn.FAMILIES, layers=12)).graph(), target)
 
 
 @pytest.mark.slow
 @targets
-@pytest.mark.parametrize("family", MIXED)
+@pytest.mark.parametrize("family", drawn.FAMILIES)
 @given(data=st.data())
 @compilations(max_examples=30)
 def test_many_more_layers(family: str, target: str, data: st.DataObject) -> None:
     check(data, data.draw(drawn.drafts(family)).graph(), target)
 
 
-@pytest.mark.xfail(strict=True, reason="copying.softmax calls exponential(), which vector.h does not define")
 @targets
 @given(data=st.data())
 @compilations(max_examples=1)
@@ -106,9 +103,6 @@ def test_softmax(target: str, data: st.DataObject) -> None:
     check(data, data.draw(drawn.drafts("softmaxes", layers=4)).graph(), target)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="each filter's lines clear what lies before them, which is the last filter's last line"
-)
 @pytest.mark.parametrize("target", [name for name in INSTRUCTIONS if name != "scalar"])  # which has no lines
 def test_several_filters_a_channel_in_lines(target: str) -> None:
     draft = drawn.Draft(drawn.IMAGE, 0)
@@ -117,9 +111,6 @@ def test_several_filters_a_channel_in_lines(target: str) -> None:
     assert not wrongs_of(draft.graph(), target, "lines", COMPILERS[0], simplified=False, debug=True, rings=False)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="rows_at_a_time() counts fewer vectors than the kernel, whose tile then has more rows"
-)
 def test_a_map_added_to_groups_row_by_row() -> None:
     draft = drawn.Draft(drawn.IMAGE, 0)
     alone = draft.conv(draft.map(18, 8, 25), 34, (2, 1), (2, 2), (2, 2, 2, 2), groups=2)
@@ -172,17 +163,8 @@ def activation_graph(activation: Activation, layout: str, target: str, folder: P
     return program, Program(library(program, folder, COMPILERS[-1]))
 
 
-SEEN = "exponential_vec holds its argument within bounds, and NaN with it"
-
-
 @targets
-@pytest.mark.parametrize(
-    "activation",
-    [
-        pytest.param(name, marks=[pytest.mark.xfail(strict=True, reason=SEEN)] if name == "sigmoid" else [])
-        for name in get_args(Activation)
-    ],
-)
+@pytest.mark.parametrize("activation", get_args(Activation))
 def test_activations_of_large_numbers_and_of_none(activation: Activation, target: str, tmp_path: Path) -> None:
     layout = "lines" if len(activation) % 2 else "last"
     generated, program = activation_graph(activation, layout, target, tmp_path)

@@ -74,15 +74,12 @@ def test_networks(name: str, side: int, tmp_path: Path) -> None:
     assert error(found, truth(model, x)) <= NEAR
 
 
-FAMILIES = tuple(family for family in drawn.FAMILIES if family != "softmaxes")
-
-
 @pytest.mark.parametrize(
     ("lines", "seed"),
     [(True, 1), (False, 2), *(pytest.param(True, seed, marks=pytest.mark.slow) for seed in range(3, 9))],
 )
 def test_layers(lines: bool, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    graph = drawn.example(seed, *FAMILIES, layers=8)
+    graph = drawn.example(seed, *drawn.FAMILIES, layers=8)
     if lines:
         sizes = frozenset(step.shape[1:] for step in graph.operations if isinstance(step, Conv))
         monkeypatch.setattr(lower, "sizes_in_lines", lambda _graph, _target: sizes)

@@ -122,9 +122,6 @@ NETWORKS = {"ghost_resnet20": 32, "ghostnet_050": 33, "resnet20": 32}
 """Of odd size where they take any."""
 
 
-UNSIGNED = "kernels add a negative place beside a map's left edge as a size_t, which overflows"
-
-
 @pytest.mark.parametrize("compiler", COMPILERS)
 def test_a_small_network_stays_within_its_memory(compiler: str, tmp_path: Path) -> None:
     model, x = tiny.build().eval(), torch.randn(1, 1, 13, 11)
@@ -135,15 +132,7 @@ def test_a_small_network_stays_within_its_memory(compiler: str, tmp_path: Path) 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "compiler"),
-    [
-        pytest.param(
-            name,
-            compiler,
-            marks=[pytest.mark.xfail(strict=True, reason=UNSIGNED)] * (compiler == "clang" and "ghost" in name),
-        )
-        for name in NETWORKS
-        for compiler in COMPILERS
-    ],
+    [(name, compiler) for name in NETWORKS for compiler in COMPILERS],
 )
 def test_networks_stay_within_their_memory(name: str, compiler: str, tmp_path: Path) -> None:
     model = lively(create_model(name))
@@ -160,8 +149,6 @@ def test_bytes_come_in_within_their_memory(tmp_path: Path) -> None:
     planes = ((image / 255 - options.mean) / options.std).transpose(2, 0, 1)
     assert error(found, truth(model, torch.from_numpy(planes)[None]).ravel()) <= NEAR
 
-
-FAMILIES = tuple(family for family in drawn.FAMILIES if family != "softmaxes")
 
 LAYOUTS = {
     "chosen": sizes_in_lines,
@@ -184,7 +171,7 @@ LAYOUTS = {
 def test_layers_stay_within_their_memory(
     target: str, layout: str, rings: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    graph = drawn.example(len(target) + rings, *FAMILIES, layers=6)
+    graph = drawn.example(len(target) + rings, *drawn.FAMILIES, layers=6)
     image = np.random.default_rng(0).normal(size=graph.input_shape).astype(np.float32)
     monkeypatch.setattr(lower, "sizes_in_lines", LAYOUTS[layout])
     monkeypatch.setattr(export, "steps", lambda _graph: iter(()))

@@ -131,11 +131,7 @@ def rows_at_a_time(step: Step, buffers: dict[str, Buffer], target: Target) -> in
         return line_depthwise.rows_of(operation) if lines else 1
     if lines:
         return 1
-    outputs = len(operation.weight) // operation.groups
-    vectors = target.round_up(outputs) // target.lanes
-    return convolution.tiling(
-        operation.shape[2], operation.shape[1], vectors, operation.weight[0].size, target
-    ).tile.rows
+    return max(tiles.tile.rows for _, tiles in _tiled(step, operation, buffers, target))
 
 
 def _dense(step: Step, conv: Conv, buffers: dict[str, Buffer], target: Target) -> list[Call]:
@@ -168,11 +164,7 @@ def _dense(step: Step, conv: Conv, buffers: dict[str, Buffer], target: Target) -
             )
         ]
     found = []
-    for group in convolution.groups_of(conv, read, write, reads.line if reads.lines else 1, target):
-        vectors = len(group.outputs) // target.lanes
-        inputs = int(group.channels.max()) + 1
-        _, _, height, width = conv.weight.shape
-        tiles = convolution.tiling(conv.shape[2], conv.shape[1], vectors, inputs * height * width, target)
+    for group, tiles in _tiled(step, conv, buffers, target):
         found.append(
             Call(
                 kernel=convolution.kernel(conv, group, tiles, reads=reads, writes=writes, other=other, target=target),
@@ -184,6 +176,30 @@ def _dense(step: Step, conv: Conv, buffers: dict[str, Buffer], target: Target) -
             )
         )
     return found
+
+
+def _tiled(
+    step: Step, conv: Conv, buffers: dict[str, Buffer], target: Target
+) -> list[tuple[convolution.Group, convolution.Tiling]]:
+    """The groups of a convolution that writes channels last, and how each is cut into tiles."""
+    read, write = step.reads[0], step.write
+    assert read is not None
+    assert write is not None
+    reads = buffers[read.buffer]
+    _, _, height, width = conv.weight.shape
+    return [
+        (
+            group,
+            convolution.tiling(
+                conv.shape[2],
+                conv.shape[1],
+                len(group.outputs) // target.lanes,
+                (int(group.channels.max()) + 1) * height * width,
+                target,
+            ),
+        )
+        for group in convolution.groups_of(conv, read, write, reads.line if reads.lines else 1, target)
+    ]
 
 
 def _depthwise(step: Step, conv: Conv, buffers: dict[str, Buffer], target: Target) -> list[Call]:
@@ -203,7 +219,7 @@ def _depthwise(step: Step, conv: Conv, buffers: dict[str, Buffer], target: Targe
                     writes=writes,
                     other=other,
                     target=target,
-                    lead=_leads(step, writes, target),
+                    lead=_leads(step, writes, target) and filters.base == write.start,
                 ),
                 reads=int(filters.sources[0]),
                 other=filters.base + int(added.offsets[0] - write.offsets[0]) if added is not None else 0,

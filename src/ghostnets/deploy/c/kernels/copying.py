@@ -156,5 +156,6 @@ def softmax(*, reads: Buffer, writes: Buffer, read: View, write: View) -> Kernel
             block(each, f"sum += o[x * {writes.pixel} + to[c]] = exponential(r[x * {reads.pixel} + from[c]] - most);"),
             block(each, f"o[x * {writes.pixel} + to[c]] /= sum;"),
         ),
+        _beside(writes, channels),
     )
     return Kernel("softmax", ("in", "out", "y0", "y1"), text(lines))

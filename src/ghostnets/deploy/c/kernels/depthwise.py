@@ -143,5 +143,5 @@ def _tile_text(conv: Conv, count: int, reads: Buffer, writes: Buffer, other: Buf
         value = f"s{q}" if other is None else f"s{q} + load(q + {q * other.pixel})"
         lines.append(f"store(o + {q * writes.pixel}, {activated(value, conv.activation)});")
     more = ", const float *q" if other is not None else ""
-    head = f"static void NAME_{count}(const float *const *r, size_t x, const float *w, float *o{more})"
+    head = f"static void NAME_{count}(const float *const *r, ptrdiff_t x, const float *w, float *o{more})"
     return "\n".join([f"{head} {{", text(lines), "}"])

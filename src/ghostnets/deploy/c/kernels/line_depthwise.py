@@ -72,7 +72,7 @@ def kernel(
         outs = "".join(f", o{index} + (size_t)n * {writes.line} + {shift}" for index in range(rows))
         if other is not None:
             outs += "".join(f", q{index} + (size_t)n * {other.line} + {shift}" for index in range(rows))
-        at = f"(size_t)({source}) + {shift * conv.stride[1]} - {conv.padding[1]}"
+        at = f"(ptrdiff_t)({source}) + {shift * conv.stride[1]} - {conv.padding[1]}"
         calls.append(f"{name}(r, {at}, w + n * {1 + height * width}{outs});")
     clear = [
         line.replace("(o,", f"(o{index},")
@@ -130,5 +130,5 @@ def _tile_text(conv: Conv, rows: int, vectors: int, rest: int, name: str, other:
         lines.append(f"store(o{r} + {v * lanes}, {value});")
     outs = "".join(f", float *o{r}" for r in range(rows))
     outs += "".join(f", const float *q{r}" for r in range(rows)) if other is not None else ""
-    head = f"static void {name}(const float *const *r, size_t x, const float *w{outs})"
+    head = f"static void {name}(const float *const *r, ptrdiff_t x, const float *w{outs})"
     return "\n".join([f"{head} {{", text(lines), "}"])

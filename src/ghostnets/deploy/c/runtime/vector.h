@@ -4,6 +4,7 @@
 #if LANES == 1
 typedef float vec;
 typedef int ints;
+typedef unsigned bits;
 #define splat(x) (x)
 #define TO_INTS(v) ((ints)(v))
 #define TO_FLOATS(v) ((vec)(v))
@@ -15,6 +16,7 @@ INLINE vec vmin(vec a, vec b) { return a < b ? a : b; }
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef float loose __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int ints __attribute__((vector_size(4 * LANES)));
+typedef unsigned bits __attribute__((vector_size(4 * LANES)));
 #define splat(x) ((x) - (vec){0}) /* x - 0 is x, so that nothing is computed */
 #define TO_INTS(v) __builtin_convertvector(v, ints)
 #define TO_FLOATS(v) __builtin_convertvector(v, vec)
@@ -39,7 +41,7 @@ INLINE vec vmin(vec a, vec b) { const ints less = a < b; return (vec)(((ints)a &
 
 /* e to the x: 2 to the nearest whole power, times a polynomial (Cephes' expf) of what is left; relative error 1e-7. */
 INLINE vec exponential_vec(vec x) {
-  x = vmin(vmax(x, splat(-87.0f)), splat(88.0f));
+  x = vmin(splat(88.0f), vmax(splat(-87.0f), x)); /* what is not a number stays none */
   const vec shifted = x * splat(1.44269504088896341f) + splat(12582912.0f); /* 1.5 * 2^23 rounds to a whole number */
   const vec whole = shifted - splat(12582912.0f);
   const vec rest = (x - whole * splat(0.693359375f)) + whole * splat(2.12194440e-4f);
@@ -50,9 +52,15 @@ INLINE vec exponential_vec(vec x) {
   y = y * rest + splat(1.6666665459e-1f);
   y = y * rest + splat(5.0000001201e-1f);
   y = y * rest * rest + rest + splat(1.0f);
-  union { ints i; vec v; } power = {.i = (TO_INTS(whole) + 127) << 23};
+  union { bits b; vec v; } power = {.b = ((bits)TO_INTS(whole) + 127u) << 23};
   return y * power.v;
 }
+
+#if LANES == 1
+INLINE float exponential(float x) { return exponential_vec(x); }
+#else
+INLINE float exponential(float x) { return exponential_vec(splat(x))[0]; }
+#endif
 
 /* The second operand comes back where one is not a number: so that it is seen, as in PyTorch. */
 INLINE vec relu(vec x) { return vmax(splat(0.0f), x); }
