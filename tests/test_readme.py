@@ -118,7 +118,7 @@ def test_what_the_page_on_c_shows_of_the_bottleneck_is_what_is_made() -> None:
     exec(compile(block, "c.md, first()", "exec"), namespace)  # noqa: S102 (our own page)
     made = generated(namespace["first"](), torch.zeros(1, 16, 112, 112), Options(target="avx2"))
     passes = set(made.explained())
-    code = {line.strip() for line in made.files()["model.c"].decode().splitlines()}
+    code = {line.strip() for line in made.files["model.c"].decode().splitlines()}
     shown = [block for block in blocks("text", ON_C) if block.startswith("== ")]
     excerpts = re.findall(r"^``` \{\.c \.no-run\}\n(.*?)^```$", ON_C, re.MULTILINE | re.DOTALL)
     assert (len(shown), len(excerpts)) == (3, 2)

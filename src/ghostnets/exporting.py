@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import copy
-import platform
 import re
 import subprocess
 import tempfile
@@ -19,7 +18,7 @@ from torch import Tensor
 from ghostnets.compiler import NoCompiler, command, compile_shared
 from ghostnets.deploy.c.export import Generated, Options, generated
 from ghostnets.deploy.c.program import LIBRARY, MOST_THREADS, Program
-from ghostnets.deploy.c.target import TARGETS, Target, native
+from ghostnets.deploy.c.target import TARGETS, Target, machine_named, native, this_machine
 from ghostnets.deploy.fold import fold
 from ghostnets.deploy.onnx import export_onnx, optional
 from ghostnets.deploy.verify import TOLERANCE, verify_onnx
@@ -32,9 +31,6 @@ from ghostnets.subject import Pixels
 from ghostnets.training.data import normalise
 
 LABELS = "labels.txt"
-
-MACHINES = {"arm64": "aarch64", "AMD64": "x86_64"}
-"""What systems and compilers call a processor, where TARGETS have another name for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +129,7 @@ def _c(job: _Job) -> Made:
     floats = program.source.arena if job.threads == 1 else program.source.arena_many
     found = _checked(program, job) if job.pixels is not None else "no image was asked for"
     return Made(
-        files=program.files(), macs=program.graph.macs, weights_bytes=program.source.weights.nbytes, arena_bytes=4 * floats,
+        files=program.files, macs=program.graph.macs, weights_bytes=program.source.weights.nbytes, arena_bytes=4 * floats,
         checked=found if isinstance(found, Check) else None, unchecked=found if isinstance(found, str) else "",
         explained=program.explained,
     )  # fmt: skip
@@ -179,7 +175,7 @@ def _checked(program: Generated, job: _Job) -> Check | str:
         runtime, machine = _said(compiler, "--version"), _said(compiler, "-dumpmachine").partition("-")[0]
     except NoCompiler as reason:
         return str(reason)
-    if MACHINES.get(machine, machine) not in {"", this_machine()}:
+    if machine_named(machine) not in {"", this_machine()}:
         return f"{compiler[0]} compiles for {machine}, and this machine is another"
     assert job.pixels is not None
     images = normalise(job.pixels.values, job.network.mean, job.network.std).contiguous()
@@ -208,11 +204,6 @@ def runs_here(target: Target) -> bool:
     rows, best = list(TARGETS.values()), native()  # the richer ones of a machine come first
     own = target.machine in {None, this_machine()} and rows.index(target) >= rows.index(best)
     return own or not target.flags
-
-
-def this_machine() -> str:
-    """As TARGETS name it."""
-    return MACHINES.get(platform.machine(), platform.machine())
 
 
 def _as_laid_out(pixels: Tensor, images: Tensor, layout: str) -> np.ndarray:

@@ -17,8 +17,7 @@ from PIL import Image
 
 import ghostnets
 from ghostnets.cli import app
-from ghostnets.deploy.c.target import native
-from ghostnets.exporting import this_machine
+from ghostnets.deploy.c.target import native, this_machine
 from ghostnets.training.data import load_dataset
 from programs import needs_compiler
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -53,3 +54,8 @@ def options_of(words: Sequence[str]) -> dict[str, Any]:
         except yaml.YAMLError:
             raise UserError(f"--model-kwargs {word!r}: {value!r} is no value") from None
     return found
+
+
+def short_name(model: str) -> str:
+    """Without the folder that a file or a network lies in."""
+    return Path(model).name if Path(model.partition(":")[0]).exists() else model

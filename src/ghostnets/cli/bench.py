@@ -10,7 +10,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from ghostnets.cli.arguments import image_size_of
+from ghostnets.cli.arguments import image_size_of, short_name
 from ghostnets.errors import UserError
 from ghostnets.folder import check_seed
 from ghostnets.records import to_json
@@ -81,7 +81,7 @@ def bench(
     with watching(console) as tell, interrupts() as check:
         record = run(
             network, whole, rows, threads=numbers, rounds=rounds, seconds=seconds, layers=layers, seed=seed,
-            model_name=_name(model), out=out, command=["ghostnets", *sys.argv[1:]], note=note, progress=progress,
+            model_name=short_name(model), out=out, command=["ghostnets", *sys.argv[1:]], note=note, progress=progress,
         )  # fmt: skip
     if as_json:
         print(json.dumps(to_json(record), indent=1))
@@ -97,8 +97,3 @@ def _numbers(text: str) -> tuple[int, ...]:
     if not all(word.isdigit() for word in words):
         raise UserError(f"--threads {text!r} is not understood: write one or more numbers with commas, such as 1,2")
     return tuple(int(word) for word in words)
-
-
-def _name(model: str) -> str:
-    """Without the folder that a file or a network lies in."""
-    return Path(model).name if Path(model.partition(":")[0]).exists() else model

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from ghostnets.cli.arguments import figures_of, image_size_of
+from ghostnets.cli.arguments import figures_of, image_size_of, short_name
 from ghostnets.errors import UserError
 from ghostnets.records import to_json
 
@@ -85,7 +85,7 @@ def export(
         console.print(f"note: {note}", markup=False, soft_wrap=True)
     done = run(
         network, out, format=format, target=target, layout=layout, threads=threads,
-        pixels=pixels_for(network, model, check, seed) if check else None, model_name=_name(model), notes=notes,
+        pixels=pixels_for(network, model, check, seed) if check else None, model_name=short_name(model), notes=notes,
         command=["ghostnets", *sys.argv[1:]],
     )  # fmt: skip
     if as_json:
@@ -117,8 +117,3 @@ def _size(count: int) -> str:
         if count >= factor:
             return f"{count / factor:.3g} {unit}" if count < 1000 * factor else f"{count / factor:,.0f} {unit}"
     return f"{count} bytes"
-
-
-def _name(model: str) -> str:
-    """Without the folder that a file or a network lies in."""
-    return Path(model).name if Path(model.partition(":")[0]).exists() else model

@@ -60,6 +60,11 @@ class Conv(Operation):
     def macs(self) -> int:
         return self.weight.size * self.shape[1] * self.shape[2]
 
+    @property
+    def depthwise(self) -> bool:
+        """Whether each output reads one channel, and there are several."""
+        return self.groups > 1 and self.weight.shape[1] == 1
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pool(Operation):

@@ -61,7 +61,7 @@ def copied(built: Path, tmp_path: Path) -> Path:
 
 def test_the_same_network_is_the_same_program() -> None:
     one, two = program(), program()
-    assert one.files() == two.files()
+    assert one.files == two.files
     assert one.key == two.key
     assert program("nhwc").key != one.key
     assert program(target="scalar").key != one.key
@@ -70,7 +70,7 @@ def test_the_same_network_is_the_same_program() -> None:
 
 
 def test_no_field_of_a_template_is_left_and_nothing_of_this_machine_stands_there() -> None:
-    for name, contents in program().files().items():
+    for name, contents in program().files.items():
         if name != "model.weights":
             text = contents.decode()
             assert not [word for word in text.split("@")[1::2] if word.isupper() and word.isidentifier()], name
@@ -79,7 +79,7 @@ def test_no_field_of_a_template_is_left_and_nothing_of_this_machine_stands_there
 
 def test_the_weights_are_those_of_the_header() -> None:
     made = program()
-    data = made.files()["model.weights"]
+    data = made.files["model.weights"]
     assert data[:8] == b"GHOSTNET"
     key, count, total = struct.unpack("<QQQ", data[8:32])
     assert (key, count) == (made.source.key, (len(data) - HEADER) // 4)
@@ -92,7 +92,7 @@ def test_the_weights_are_those_of_the_header() -> None:
 
 def test_every_layer_has_a_comment_with_its_name_and_multiply_adds() -> None:
     made = program()
-    text = made.files()["model.c"].decode()
+    text = made.files["model.c"].decode()
     for operation in made.graph.operations:
         comment = f"/* {operation.name}: {type(operation).__name__} -> "
         line = next(line for line in text.splitlines() if comment in line)
@@ -120,7 +120,7 @@ def test_options_that_are_none_are_refused() -> None:
         with pytest.raises(UserError, match=sentence):
             Options(**wrong)  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match="2 means or deviations do not fit 3 channels"):
-        program("nhwc-uint8", mean=(0.5, 0.5)).files()
+        len(program("nhwc-uint8", mean=(0.5, 0.5)).files)
 
 
 # Folders
@@ -140,15 +140,15 @@ def test_a_program_is_written_over_an_older_one(tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "er"
     export(network(CLASSES + 1), torch.zeros(1, 3, *SIZE), folder)
     made = export(network(), torch.zeros(1, 3, *SIZE), folder)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == made.files()
-    assert set(made.files()) == set(FILES)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == made.files
+    assert set(made.files) == set(FILES)
 
 
 def test_nothing_is_left_half_written_where_saving_fails(tmp_path: Path) -> None:
     (tmp_path / "out" / "model.weights").mkdir(parents=True)
     with pytest.raises(UserError, match=r"model.weights cannot be written"):
         export(network(), torch.zeros(1, 3, *SIZE), tmp_path / "out")
-    files = program().files()
+    files = program().files
     for path in (tmp_path / "out").iterdir():
         assert path.name == "model.weights" or path.read_bytes() == files[path.name]
 
@@ -210,7 +210,7 @@ def test_one_flipped_bit_is_noticed_wherever_it_is(copied: Path) -> None:
 @needs_compiler
 def test_weights_of_another_network_are_refused(copied: Path) -> None:
     other = generated(network(CLASSES + 1), torch.zeros(1, 3, *SIZE))
-    copied.with_name("model.weights").write_bytes(other.files()["model.weights"])
+    copied.with_name("model.weights").write_bytes(other.files["model.weights"])
     with pytest.raises(GhostnetsError, match="these weights belong to another network"):
         Program(copied)
 

@@ -190,7 +190,7 @@ def test_threads_do_not_race(threads: int, tmp_path: Path) -> None:
 
 def test_the_sanitizer_would_notice(tmp_path: Path) -> None:
     program = generated(lively(nn.Conv2d(3, 8, 3)), torch.zeros(1, 3, 8, 8))
-    text = program.files()["model.c"].decode()
+    text = program.files["model.c"].decode()
     size = f"return (size_t)(threads == 1 ? {program.source.arena} :"
     assert size in text
     if reason := works(COMPILERS[0], MEMORY, tmp_path):

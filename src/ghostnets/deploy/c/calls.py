@@ -20,7 +20,6 @@ from ghostnets.deploy.c.kernels import (
 )
 from ghostnets.deploy.c.kernels.text import Kernel
 from ghostnets.deploy.c.layout import Buffer, View
-from ghostnets.deploy.c.lower import is_depthwise
 from ghostnets.deploy.c.steps import Copy, Deliver, Feed, Step
 from ghostnets.deploy.c.target import Target
 from ghostnets.deploy.graph import Activate, Combine, Conv, Pool, Softmax
@@ -48,7 +47,7 @@ def calls(step: Step, buffers: dict[str, Buffer], target: Target) -> list[Call]:
     if isinstance(operation, Conv):
         return (
             _depthwise(step, operation, buffers, target)
-            if is_depthwise(operation)
+            if operation.depthwise
             else _dense(step, operation, buffers, target)
         )
     read, write = step.reads[0], step.write
@@ -127,7 +126,7 @@ def rows_at_a_time(step: Step, buffers: dict[str, Buffer], target: Target) -> in
     if not isinstance(operation, Conv) or step.write is None:
         return 1
     lines = buffers[step.write.buffer].lines
-    if is_depthwise(operation):
+    if operation.depthwise:
         return line_depthwise.rows_of(operation) if lines else 1
     if lines:
         return 1
@@ -160,7 +159,7 @@ def _dense(step: Step, conv: Conv, buffers: dict[str, Buffer], target: Target) -
                 reads=group.start,
                 other=group.base + int(added.offsets[0] - write.offsets[0]) if added is not None else 0,
                 writes=group.base,
-                weights=line_convolution.packed(conv, group, tiles),
+                weights=convolution.packed(conv, group, tiles.column_parts),
             )
         ]
     found = []
@@ -171,7 +170,7 @@ def _dense(step: Step, conv: Conv, buffers: dict[str, Buffer], target: Target) -
                 reads=group.start,
                 other=group.base + int(added.offsets[0] - write.offsets[0]) if added is not None else 0,
                 writes=group.base,
-                weights=convolution.packed(conv, group, tiles, target),
+                weights=convolution.packed(conv, group, [target.lanes * vectors for vectors in tiles.vector_parts]),
                 tiles=len(tiles.vector_parts),
             )
         )

@@ -7,6 +7,7 @@ import hashlib
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import metadata
 from math import prod
 from pathlib import Path
@@ -76,11 +77,12 @@ class Generated:
         """The network as it is computed."""
         return self.graphs[-1][1]
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Of everything that is written."""
-        return hashlib.sha256(b"".join(self.files().values())).hexdigest()
+        return hashlib.sha256(b"".join(self.files.values())).hexdigest()
 
+    @cached_property
     def files(self) -> dict[str, bytes]:
         """The contents of FILES."""
         texts = {name: _filled(runtime(name), self._fields()).encode() for name in FILES if name != "model.weights"}
@@ -97,7 +99,7 @@ class Generated:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{folder} cannot be made: {error.strerror}") from None
-        for name, contents in self.files().items():
+        for name, contents in self.files.items():
             write_bytes(folder / name, contents)
 
     def explained(self) -> Iterator[str]:

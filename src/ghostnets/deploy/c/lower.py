@@ -54,11 +54,6 @@ class _Local:
         return len(np.unique(self.places)) == len(self.places)
 
 
-def is_depthwise(conv: Conv) -> bool:
-    """Whether each output reads one channel, and there are several."""
-    return conv.groups > 1 and conv.weight.shape[1] == 1
-
-
 def is_mean_of_all(operation: Operation, shape: Shape) -> bool:
     """Whether an operation is the mean of a whole map of that shape."""
     if not isinstance(operation, Pool) or operation.kind != "mean" or any(operation.padding):
@@ -112,7 +107,7 @@ class _Arrangement:
     def _conv(self, conv: Conv) -> None:
         source = conv.inputs[0]
         strided = conv.stride[1] in STRIDES
-        if is_depthwise(conv):
+        if conv.depthwise:
             source = self._distinct(source) if strided else self._channels_last(source)
             inner = self._compact(source)
             multiplier = len(conv.weight) // conv.groups

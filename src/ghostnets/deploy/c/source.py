@@ -117,7 +117,7 @@ def _indented(lines: Iterable[str]) -> str:
 def _kind(step: Step) -> str:
     operation = step.operation
     if isinstance(operation, Conv):
-        return "depthwise" if operation.groups > 1 and operation.weight.shape[1] == 1 else "conv"
+        return "depthwise" if operation.depthwise else "conv"
     return type(operation).__name__.lower()
 
 

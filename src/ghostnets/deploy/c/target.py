@@ -52,11 +52,21 @@ def target_named(name: str) -> Target:
     return TARGETS[name]
 
 
+def machine_named(name: str) -> str:
+    """What systems and compilers call a processor, as TARGETS name it."""
+    return {"arm64": "aarch64", "AMD64": "x86_64"}.get(name, name)
+
+
+def this_machine() -> str:
+    """As TARGETS name it."""
+    return machine_named(platform.machine())
+
+
 def native(cpuinfo: Path = Path("/proc/cpuinfo")) -> Target:
     """The best row that this machine runs."""
     text = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.is_file() else ""
     flags = set(text.split())
-    machine = {"arm64": "aarch64", "AMD64": "x86_64"}.get(platform.machine(), platform.machine())
+    machine = this_machine()
     for target in TARGETS.values():
         known = target.flag is None or target.flag in flags or (target.name == "neon" and machine == "aarch64")
         if known and target.machine in (None, machine):

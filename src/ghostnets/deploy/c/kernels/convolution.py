@@ -8,6 +8,7 @@ place, one broadcast of an input every vector.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 
@@ -148,22 +149,22 @@ def groups_of(conv: Conv, read: View, write: View, stride: int, target: Target) 
     return found
 
 
-def packed(conv: Conv, group: Group, tiles: Tiling, target: Target) -> np.ndarray:
-    """A group's weights in the order in which its kernel reads them: for each tile the bias, then input after input."""
+def packed(conv: Conv, group: Group, widths: Iterable[int]) -> np.ndarray:
+    """A group's weights in the order in which its kernel reads them: for each tile, of so many outputs, the biases, then
+    input after input.
+    """
     _, _, height, width = conv.weight.shape
-    inputs = int(group.channels.max()) + 1
     used = group.outputs >= 0
-    dense = np.zeros((height, width, inputs, len(group.outputs)), np.float32)
+    dense = np.zeros((height, width, int(group.channels.max()) + 1, len(group.outputs)), np.float32)
     weights = conv.weight[group.outputs[used]]  # (out, in, height, width)
     for channel, place in enumerate(group.channels):
         dense[:, :, place, used] += weights[:, channel].transpose(1, 2, 0)
     bias = np.zeros(len(group.outputs), np.float32)
     bias[used] = conv.bias[group.outputs[used]]
     parts, at = [], 0
-    for vectors in tiles.vector_parts:
-        lanes = slice(at, at + vectors * target.lanes)
-        parts += [bias[lanes], dense[..., lanes].ravel()]
-        at += vectors * target.lanes
+    for count in widths:
+        parts += [bias[at : at + count], dense[..., at : at + count].ravel()]
+        at += count
     return np.concatenate(parts)
 
 

@@ -32,23 +32,6 @@ def group_of(conv: Conv, read: View, write: View, reads: Buffer, writes: Buffer)
     )
 
 
-def packed(conv: Conv, group: Group, tiles: Tiling) -> np.ndarray:
-    """The weights in the order in which the kernel reads them: for each tile the bias, then input after input."""
-    _, _, height, width = conv.weight.shape
-    dense = np.zeros((height, width, int(group.channels.max()) + 1, len(group.outputs)), np.float32)
-    used = group.outputs >= 0
-    weights = conv.weight[group.outputs[used]]
-    for channel, place in enumerate(group.channels):
-        dense[:, :, place, used] += weights[:, channel].transpose(1, 2, 0)
-    bias = np.zeros(len(group.outputs), np.float32)
-    bias[used] = conv.bias[group.outputs[used]]
-    parts, at = [], 0
-    for count in tiles.column_parts:
-        parts += [bias[at : at + count], dense[..., at : at + count].ravel()]
-        at += count
-    return np.concatenate(parts)
-
-
 def kernel(
     conv: Conv,
     group: Group,

@@ -7,7 +7,6 @@ typedef int ints;
 typedef unsigned bits;
 #define splat(x) (x)
 #define TO_INTS(v) ((ints)(v))
-#define TO_FLOATS(v) ((vec)(v))
 INLINE vec load(const float *p) { return *p; }
 INLINE void store(float *p, vec v) { *p = v; }
 INLINE vec vmax(vec a, vec b) { return a > b ? a : b; }
@@ -19,7 +18,6 @@ typedef int ints __attribute__((vector_size(4 * LANES)));
 typedef unsigned bits __attribute__((vector_size(4 * LANES)));
 #define splat(x) ((x) - (vec){0}) /* x - 0 is x, so that nothing is computed */
 #define TO_INTS(v) __builtin_convertvector(v, ints)
-#define TO_FLOATS(v) __builtin_convertvector(v, vec)
 INLINE vec load(const float *p) { return *(const loose *)p; }
 INLINE void store(float *p, vec v) { *(loose *)p = v; }
 #if LANES == 16 && defined(__AVX512F__)
