@@ -34,6 +34,9 @@ ACTIVATIONS: tuple[Activation | None, ...] = (None, *get_args(Activation))
 UNCHECKED = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example)
 """Graphs are large, and compilers slow."""
 
+FEW = 8
+"""Numbers of a map."""
+
 Pads = tuple[int, int, int, int]
 NONE: Pads = (0, 0, 0, 0)
 
@@ -57,7 +60,9 @@ class Draft:
         self, source: str, channels: int, kernel: tuple[int, int] = (1, 1), stride: tuple[int, int] = (1, 1),
         padding: Pads = NONE, dilation: tuple[int, int] = (1, 1), groups: int = 1, activation: Activation | None = None,
     ) -> str:  # fmt: skip
-        """With drawn weights; what comes out is about as large as what goes in."""
+        """With drawn weights; what comes out is about as large as what goes in. A few numbers are kept away from zero: where
+        terms cancel each other, any rounding is much.
+        """
         inside, *size = self.shapes[source]
         height, width = (
             (size[i] + padding[i] + padding[i + 2] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in (0, 1)
@@ -66,9 +71,12 @@ class Draft:
             self.random.normal(size=(channels, inside // groups, *kernel))
             / (inside // groups * kernel[0] * kernel[1]) ** 0.5
         )
+        bias = self.random.normal(size=channels)
+        if channels * height * width <= FEW:
+            weight, bias = weight / 4, 2 + bias / 4
         return self.add(
             Conv, source, shape=(channels, height, width), weight=weight.astype(np.float32),
-            bias=self.random.normal(size=channels).astype(np.float32), stride=stride, padding=padding, dilation=dilation,
+            bias=bias.astype(np.float32), stride=stride, padding=padding, dilation=dilation,
             groups=groups, activation=activation,
         )  # fmt: skip
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ghostnets.deploy.c.export import Generated
+from ghostnets.deploy.c.generation import Generated
 from ghostnets.deploy.c.program import LIBRARY, Program
 from ghostnets.deploy.c.target import TARGETS, native
 from ghostnets.deploy.graph import Conv, Graph, Operation
@@ -50,7 +50,7 @@ def library(program: Generated, folder: Path, compiler: str = "", *flags: str) -
 
 def arena(program: Program, generated: Generated, *, threads: int = 1) -> np.ndarray:
     """The floats of a program's arena, where they lie."""
-    count = generated.source.arena if threads == 1 else generated.source.arena_many
+    count = generated.source.arena_of(threads)
     return np.ctypeslib.as_array(ctypes.cast(program._model.arena, ctypes.POINTER(ctypes.c_float)), (count,))
 
 
@@ -87,11 +87,11 @@ def error(found: np.ndarray, expected: np.ndarray) -> float:
     return difference / max(float(np.abs(expected).max()), 1e-9) if np.isfinite(difference) else float("inf")
 
 
-def wrong(program: Program, generated: Generated, image: np.ndarray) -> list[str]:
+def wrong(program: Program, generated: Generated, image: np.ndarray, *, threads: int = 1) -> list[str]:
     """What a program gets wrong for an image (C, H, W): of a debug build every layer, else the answer. All is float64's."""
     before: Graph = generated.graphs[-2][1]
     truth = outputs(before, image)
-    answer = answered(program, generated, image)
+    answer = answered(program, generated, image, threads=threads)
     found = [("the answer", answer.reshape(truth[before.output].shape), truth[before.output])]
     if generated.options.debug:
         found = [*((name, value, truth[name]) for name, value in stored(program, generated)), *found]

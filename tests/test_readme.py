@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from ghostnets.deploy.c.export import Options, generated
+from ghostnets.deploy.c.generation import Options, generated
 from ghostnets.deploy.c.program import Program
 from programs import COMPILERS, needs_compiler
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from ghostnets.deploy.c.build import compiled
-from ghostnets.deploy.c.export import Options
+from ghostnets.deploy.c.generation import Options
 from ghostnets.deploy.c.program import Program
 from ghostnets.errors import UserError
 

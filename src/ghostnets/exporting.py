@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ghostnets.compiler import NoCompiler, command, compile_shared
-from ghostnets.deploy.c.export import Generated, Options, generated
+from ghostnets.deploy.c.generation import Generated, Options, generated
 from ghostnets.deploy.c.program import LIBRARY, MOST_THREADS, Program
 from ghostnets.deploy.c.target import TARGETS, Target, machine_named, native, this_machine
 from ghostnets.deploy.fold import fold
@@ -126,10 +126,9 @@ def _labels(classes: tuple[str, ...]) -> bytes:
 
 def _c(job: _Job) -> Made:
     program = generated(job.network.model, job.example, job.options, name=job.name)
-    floats = program.source.arena if job.threads == 1 else program.source.arena_many
     found = _checked(program, job) if job.pixels is not None else "no image was asked for"
     return Made(
-        files=program.files, macs=program.graph.macs, weights_bytes=program.source.weights.nbytes, arena_bytes=4 * floats,
+        files=program.files, macs=program.graph.macs, weights_bytes=program.source.weights.nbytes, arena_bytes=4 * program.source.arena_of(job.threads),
         checked=found if isinstance(found, Check) else None, unchecked=found if isinstance(found, str) else "",
         explained=program.explained,
     )  # fmt: skip

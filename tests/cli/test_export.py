@@ -219,7 +219,7 @@ def test_a_program_that_disagrees_is_not_left(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ghostnets import exporting
-    from ghostnets.deploy.c.export import Generated
+    from ghostnets.deploy.c.generation import Generated
 
     right = exporting.generated
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ghostnets.deploy.c.build import build
-from ghostnets.deploy.c.export import Options
+from ghostnets.deploy.c.generation import Options
 from ghostnets.deploy.onnx import BATCH, export_onnx
 from ghostnets.deploy.runtimes import c, onnxruntime, openvino, pytorch
 from ghostnets.errors import UserError, first_line

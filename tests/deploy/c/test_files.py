@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from ghostnets.deploy.c.export import FILES, HEADER, Generated, Options, checksum, export, generated
+from ghostnets.deploy.c.generation import FILES, HEADER, Generated, Options, checksum, export, generated
 from ghostnets.deploy.c.program import Program
 from ghostnets.errors import GhostnetsError, UserError
 from graphs import lively

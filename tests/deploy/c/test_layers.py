@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -16,9 +15,10 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 import drawn
-from ghostnets.deploy.c import lower
+from ghostnets.deploy.c import generation, lower
 from ghostnets.deploy.c.choice import sizes_in_lines
-from ghostnets.deploy.c.export import Generated, Options, from_graph
+from ghostnets.deploy.c.generation import Generated, Options, from_graph
+from ghostnets.deploy.c.kernels import convolution
 from ghostnets.deploy.c.program import Program
 from ghostnets.deploy.c.schedule import scheduled
 from ghostnets.deploy.c.target import Target
@@ -27,8 +27,6 @@ from ghostnets.deploy.reference import ACTIVATIONS
 from programs import COMPILERS, INSTRUCTIONS, answered, library, needs_compiler, wrong
 
 pytestmark = needs_compiler
-
-export = importlib.import_module("ghostnets.deploy.c.export")  # the room has a function of that name
 
 
 def everywhere(graph: Graph, target: Target) -> frozenset[tuple[int, int]]:
@@ -56,25 +54,31 @@ def check(data: st.DataObject, graph: Graph, target: str) -> None:
     """One program of it, in a drawn way."""
     layout, simplified = data.draw(st.sampled_from(sorted(LAYOUTS)), "layout"), data.draw(st.booleans(), "simplified")
     debug, rings = data.draw(st.booleans(), "debug"), data.draw(st.booleans(), "rings")
+    streamed, threads = data.draw(st.booleans(), "streamed"), data.draw(st.sampled_from((1, 2, 3)), "threads")
     compiler = data.draw(st.sampled_from(COMPILERS), "compiler")
-    wrongs = wrongs_of(graph, target, layout, compiler, simplified=simplified, debug=debug, rings=rings)
+    wrongs = wrongs_of(
+        graph, target, layout, compiler, threads, simplified=simplified, debug=debug, rings=rings, streamed=streamed
+    )
     assert not wrongs
 
 
 def wrongs_of(
-    graph: Graph, target: str, layout: str, compiler: str, *, simplified: bool, debug: bool, rings: bool
-) -> list[str]:
+    graph: Graph, target: str, layout: str, compiler: str, threads: int = 1, *,
+    simplified: bool, debug: bool, rings: bool, streamed: bool = False,
+) -> list[str]:  # fmt: skip
     """What the program gets wrong."""
     image = np.random.default_rng(0).normal(size=graph.input_shape).astype(np.float32)
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         patch.setattr(lower, "sizes_in_lines", LAYOUTS[layout])
         if not simplified:
-            patch.setattr(export, "steps", lambda _graph: iter(()))
+            patch.setattr(generation, "steps", lambda _graph: iter(()))
         if rings:
-            patch.setattr(export, "scheduled", partial(scheduled, ring_from=1))
+            patch.setattr(generation, "scheduled", partial(scheduled, ring_from=1))
+        if streamed:
+            patch.setattr(convolution, "STREAMED_FROM", 1)
         program = from_graph(graph, Options(target=target, debug=debug))
         path = library(program, Path(folder), compiler)
-        return wrong(Program(path), program, image)
+        return wrong(Program(path, threads=threads), program, image, threads=threads)
 
 
 targets = pytest.mark.parametrize("target", INSTRUCTIONS)
@@ -158,7 +162,7 @@ def activation_graph(activation: Activation, layout: str, target: str, folder: P
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lower, "sizes_in_lines", LAYOUTS[layout])
-        patch.setattr(export, "steps", lambda _graph: iter(()))
+        patch.setattr(generation, "steps", lambda _graph: iter(()))
         program = from_graph(graph, Options(target=target))
     return program, Program(library(program, folder, COMPILERS[-1]))
 

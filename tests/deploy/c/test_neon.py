@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib
 import shutil
 from pathlib import Path
 
@@ -12,8 +11,8 @@ import pytest
 import torch
 
 import drawn
-from ghostnets.deploy.c import lower
-from ghostnets.deploy.c.export import Generated, Options, from_graph, generated
+from ghostnets.deploy.c import generation, lower
+from ghostnets.deploy.c.generation import Generated, Options, from_graph, generated
 from ghostnets.deploy.graph import Conv
 from ghostnets.deploy.reference import outputs
 from ghostnets.models.catalog import create_model
@@ -28,8 +27,6 @@ MISSING = [name for name in (COMPILER, EMULATOR) if not shutil.which(name)] + [s
 )
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)}")
-
-export = importlib.import_module("ghostnets.deploy.c.export")  # the room has a function of that name
 
 PRINTING = r"""
 #include "model.h"
@@ -83,7 +80,7 @@ def test_layers(lines: bool, seed: int, tmp_path: Path, monkeypatch: pytest.Monk
     if lines:
         sizes = frozenset(step.shape[1:] for step in graph.operations if isinstance(step, Conv))
         monkeypatch.setattr(lower, "sizes_in_lines", lambda _graph, _target: sizes)
-    monkeypatch.setattr(export, "steps", lambda _graph: iter(()))
+    monkeypatch.setattr(generation, "steps", lambda _graph: iter(()))
     image = np.random.default_rng(0).normal(size=graph.input_shape).astype(np.float32)
     found = emulated(from_graph(graph, Options(target="neon")), image, tmp_path)
     assert error(found, outputs(graph, image)[graph.output].ravel()) <= tolerance(graph)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import tiny
 from ghostnets.blocks.ghost import ChannelGather, GhostModule
 from ghostnets.deploy.c.build import build, compiled
-from ghostnets.deploy.c.export import Generated, Options, from_graph, generated
+from ghostnets.deploy.c.generation import Generated, Options, from_graph, generated
 from ghostnets.deploy.c.program import Program
 from ghostnets.deploy.capture import captured
 from ghostnets.models.catalog import create_model, list_models

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib
 from functools import partial
 from pathlib import Path
 
@@ -14,9 +13,9 @@ from torch import nn
 
 import drawn
 import tiny
-from ghostnets.deploy.c import lower
+from ghostnets.deploy.c import generation, lower
 from ghostnets.deploy.c.choice import sizes_in_lines
-from ghostnets.deploy.c.export import Generated, Options, from_graph, generated
+from ghostnets.deploy.c.generation import Generated, Options, from_graph, generated
 from ghostnets.deploy.c.schedule import scheduled
 from ghostnets.deploy.graph import Conv
 from ghostnets.deploy.reference import outputs
@@ -25,8 +24,6 @@ from graphs import lively, truth
 from programs import COMPILERS, INSTRUCTIONS, NEAR, error, needs_compiler, run, tolerance
 
 pytestmark = needs_compiler
-
-export = importlib.import_module("ghostnets.deploy.c.export")  # the room has a function of that name
 
 HARNESS = r"""
 #include "model.h"
@@ -174,9 +171,9 @@ def test_layers_stay_within_their_memory(
     graph = drawn.example(len(target) + rings, *drawn.FAMILIES, layers=6)
     image = np.random.default_rng(0).normal(size=graph.input_shape).astype(np.float32)
     monkeypatch.setattr(lower, "sizes_in_lines", LAYOUTS[layout])
-    monkeypatch.setattr(export, "steps", lambda _graph: iter(()))
+    monkeypatch.setattr(generation, "steps", lambda _graph: iter(()))
     if rings:
-        monkeypatch.setattr(export, "scheduled", partial(scheduled, ring_from=1))
+        monkeypatch.setattr(generation, "scheduled", partial(scheduled, ring_from=1))
     program = from_graph(graph, Options(target=target))
     assert close(program, sanitized(program, image, tmp_path, COMPILERS[0], MEMORY), image)
 
@@ -191,12 +188,12 @@ def test_threads_do_not_race(threads: int, tmp_path: Path) -> None:
 def test_the_sanitizer_would_notice(tmp_path: Path) -> None:
     program = generated(lively(nn.Conv2d(3, 8, 3)), torch.zeros(1, 3, 8, 8))
     text = program.files["model.c"].decode()
-    size = f"return (size_t)(threads == 1 ? {program.source.arena} :"
+    size = f"return threads == 1 ? {program.source.arena} :"
     assert size in text
     if reason := works(COMPILERS[0], MEMORY, tmp_path):
         pytest.skip(reason)
     program.save(tmp_path)
-    (tmp_path / "model.c").write_text(text.replace(size, "return (size_t)(threads == 1 ? 64 :"))
+    (tmp_path / "model.c").write_text(text.replace(size, "return threads == 1 ? 64 :"))
     (tmp_path / "harness.c").write_text(HARNESS)
     (tmp_path / "image").write_bytes(bytes(4 * 3 * 64))
     flags = program.options.instructions.flags

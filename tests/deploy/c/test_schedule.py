@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import drawn
 from ghostnets.deploy.c.calls import rows_at_a_time
-from ghostnets.deploy.c.export import Generated, Options, from_graph
+from ghostnets.deploy.c.generation import Generated, Options, from_graph
 from ghostnets.deploy.c.kernels import convolution, line_convolution
 from ghostnets.deploy.c.kernels.convolution import tiling
 from ghostnets.deploy.c.layout import View

@@ -1,37 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ghostnets.deploy.c.build import compiled as compiled
-    from ghostnets.deploy.c.export import Options as Options
-    from ghostnets.deploy.c.export import export as export
-    from ghostnets.deploy.c.export import generated as generated
+    from ghostnets.deploy.c.generation import Options as Options
+    from ghostnets.deploy.c.generation import export as export
+    from ghostnets.deploy.c.generation import generated as generated
     from ghostnets.deploy.c.program import Program as Program
 
 # Loaded when first used: a compiled program runs without PyTorch.
 _HOMES = {
-    "Options": "ghostnets.deploy.c.export",
+    "Options": "ghostnets.deploy.c.generation",
     "Program": "ghostnets.deploy.c.program",
     "compiled": "ghostnets.deploy.c.build",
-    "generated": "ghostnets.deploy.c.export",
+    "export": "ghostnets.deploy.c.generation",
+    "generated": "ghostnets.deploy.c.generation",
 }
-
-
-class _Room(ModuleType):
-    """``export`` is the function, whether the module of that name has been loaded or not."""
-
-    @property
-    def export(self) -> Any:
-        return import_module("ghostnets.deploy.c.export").export
-
-    @export.setter
-    def export(self, module: Any) -> None:
-        """Python puts the module here when it is loaded."""
 
 
 def __getattr__(name: str) -> Any:
@@ -40,6 +27,3 @@ def __getattr__(name: str) -> Any:
     value = getattr(import_module(_HOMES[name]), name)
     globals()[name] = value
     return value
-
-
-sys.modules[__name__].__class__ = _Room

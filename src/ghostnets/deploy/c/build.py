@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from ghostnets.compiler import NoCompiler, command, compile_shared, processor
-from ghostnets.deploy.c.export import Options, generated
+from ghostnets.deploy.c.generation import Options, generated
 from ghostnets.deploy.c.program import LIBRARY, PROFILED, Program
 from ghostnets.download import cache_dir
 from ghostnets.errors import GhostnetsError

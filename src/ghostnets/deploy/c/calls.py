@@ -39,6 +39,12 @@ class Call:
     weights: np.ndarray = field(default_factory=lambda: NOTHING)
     tiles: int = 1
     """Tiles of output channels, where the kernel counts them."""
+    vectors: int = 1
+    """Of all tiles."""
+    tile: tuple[int, int] = (1, 1)
+    """Vectors of a tile, and rows that it likes to compute together."""
+    parts: int = 0
+    """Floats of a result of which each thread may find a part, from its own rows, so that the parts are added; 0: not so."""
 
 
 def calls(step: Step, buffers: dict[str, Buffer], target: Target) -> list[Call]:
@@ -106,10 +112,13 @@ def _pool(step: Step, pool: Pool, reads: Buffer, writes: Buffer, target: Target)
     assert read is not None
     moves = _moves(step, reads, writes, target)
     (a, _, b) = moves[0]
+    parts = target.round_up(moves[-1][2] + 1 - b) if pooling.is_mean_of_all(pool, read.shape) else 0
     if reads.lines:
         near = [(x - a, 0, y - b) for x, _, y in moves]
         if not writes.lines:
-            return Call(kernel=line_pooling.mean(pool, reads=reads, moves=near, target=target), reads=a, writes=b)
+            return Call(
+                kernel=line_pooling.mean(pool, reads=reads, moves=near, target=target), reads=a, writes=b, parts=parts
+            )
         lead = _leads(step, writes, target)
         kernel = line_pooling.kernel(pool, reads=reads, writes=writes, moves=near, target=target, lead=lead)
         return Call(kernel=kernel, reads=a, writes=b)
@@ -117,7 +126,7 @@ def _pool(step: Step, pool: Pool, reads: Buffer, writes: Buffer, target: Target)
     kernel = pooling.kernel(
         pool, reads=reads, writes=writes, moves=[(x - a, y - b) for x, _, y in moves], height=height, width=width
     )
-    return Call(kernel=kernel, reads=a, writes=b)
+    return Call(kernel=kernel, reads=a, writes=b, parts=parts)
 
 
 def rows_at_a_time(step: Step, buffers: dict[str, Buffer], target: Target) -> int:
@@ -172,6 +181,8 @@ def _dense(step: Step, conv: Conv, buffers: dict[str, Buffer], target: Target) -
                 writes=group.base,
                 weights=convolution.packed(conv, group, [target.lanes * vectors for vectors in tiles.vector_parts]),
                 tiles=len(tiles.vector_parts),
+                tile=(tiles.tile.vectors, tiles.tile.rows),
+                vectors=tiles.vectors,
             )
         )
     return found

@@ -14,7 +14,7 @@ from math import prod
 import numpy as np
 
 from ghostnets.deploy.c.choice import STRIDES, sizes_in_lines
-from ghostnets.deploy.c.kernels import line_pooling
+from ghostnets.deploy.c.kernels import line_pooling, pooling
 from ghostnets.deploy.c.layout import Buffer, View
 from ghostnets.deploy.c.steps import Copy, Deliver, Feed, Lowered, Step
 from ghostnets.deploy.c.target import Target
@@ -52,13 +52,6 @@ class _Local:
     def distinct(self) -> bool:
         """Whether no two channels lie at one place."""
         return len(np.unique(self.places)) == len(self.places)
-
-
-def is_mean_of_all(operation: Operation, shape: Shape) -> bool:
-    """Whether an operation is the mean of a whole map of that shape."""
-    if not isinstance(operation, Pool) or operation.kind != "mean" or any(operation.padding):
-        return False
-    return operation.kernel == shape[1:] and operation.shape[1:] == (1, 1)
 
 
 def lowered(graph: Graph, target: Target, feed: Feed, *, in_place: bool) -> Lowered:
@@ -198,7 +191,7 @@ class _Arrangement:
 
     def _mapwise(self, operation: Operation) -> None:
         (source,) = operation.inputs
-        of_all = is_mean_of_all(operation, self.shapes[source])
+        of_all = isinstance(operation, Pool) and pooling.is_mean_of_all(operation, self.shapes[source])
         windows = isinstance(operation, Pool) and line_pooling.is_possible(operation)
         follows = isinstance(operation, Activate) or of_all or windows
         source = self._distinct(source) if follows else self._channels_last(source)

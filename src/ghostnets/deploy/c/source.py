@@ -16,7 +16,7 @@ from ghostnets.deploy.c.kernels.convolution import is_streamed
 from ghostnets.deploy.c.kernels.copying import table
 from ghostnets.deploy.c.kernels.text import block
 from ghostnets.deploy.c.layout import View
-from ghostnets.deploy.c.schedule import Schedule, Stage, trace
+from ghostnets.deploy.c.schedule import ALIGNMENT, Schedule, Stage, trace
 from ghostnets.deploy.c.steps import Step
 from ghostnets.deploy.c.target import Target
 from ghostnets.deploy.graph import Conv
@@ -43,7 +43,13 @@ class Source:
     arena: int
     """Floats."""
     arena_many: int
-    """The same for several threads, which keep whole maps."""
+    """The same for several threads, which keep whole maps, without what each needs for itself."""
+    arena_each: int
+    """For each of several threads, after that."""
+
+    def arena_of(self, threads: int) -> int:
+        """Floats, for so many threads."""
+        return self.arena if threads == 1 else self.arena_many + threads * self.arena_each
 
 
 def written(schedule: Schedule, shared: Schedule, target: Target) -> Source:
@@ -62,7 +68,12 @@ def written(schedule: Schedule, shared: Schedule, target: Target) -> Source:
     weights = np.concatenate([np.zeros(0, np.float32), *kernels.weights])
     text = "\n".join(kernels.texts)
     kernels.rewind()
-    many = [line for step in steps for line in _shared(step, kernels.calls(step, shared, target), shared, target)]
+    called = [kernels.calls(step, shared, target) for step in steps]
+    arena_many = -(-(shared.floats + 4 * target.lanes) // ALIGNMENT) * ALIGNMENT
+    each = max(call.parts for own in called for _, call, _ in own)
+    many = [
+        line for step, own in zip(steps, called, strict=True) for line in _shared(step, own, shared, target, arena_many)
+    ]
     body = _indented(lines)
     buffers = (*schedule.buffers.values(), *shared.buffers.values())
     margin = max(target.round_up(buffer.left * buffer.pixel) + target.lanes for buffer in buffers)
@@ -77,7 +88,8 @@ def written(schedule: Schedule, shared: Schedule, target: Target) -> Source:
         zeros=max(buffer.row for buffer in buffers) + margin + 4 * target.lanes,
         margin=margin,
         arena=schedule.floats + 4 * target.lanes,
-        arena_many=shared.floats + 4 * target.lanes,
+        arena_many=arena_many,
+        arena_each=-(-each // ALIGNMENT) * ALIGNMENT,
     )
 
 
@@ -100,8 +112,9 @@ class _Kernels:
                 self._names[anonymous] = name
                 self.texts.append(call.kernel.named(name))
             found.append((self._names[anonymous], call, self._at))
-            self.weights.append(call.weights)
-            self._at += len(call.weights)
+            whole = -(-len(call.weights) // ALIGNMENT) * ALIGNMENT
+            self.weights.append(np.pad(call.weights, (0, whole - len(call.weights))))
+            self._at += whole
         return found
 
     def rewind(self) -> None:
@@ -121,6 +134,12 @@ def _kind(step: Step) -> str:
     return type(operation).__name__.lower()
 
 
+def _height(step: Step, call: Call) -> int:
+    """Rows that a call's y0 and y1 count: of the result, or of the map of which it is a mean."""
+    read = step.reads[0]
+    return read.shape[1] if call.parts and read is not None else step.height
+
+
 def _arguments(step: Step, schedule: Schedule, call: Call, weights: int, **bounds: str) -> dict[str, str]:
     def place(view: View | None, shift: int, outside: str) -> str:
         return outside if view is None else f"a + {schedule.buffers[view.buffer].offset + shift}"
@@ -129,7 +148,7 @@ def _arguments(step: Step, schedule: Schedule, call: Call, weights: int, **bound
         "in": place(step.reads[0], call.reads, "in"),
         "out": place(step.write, call.writes, "out"),
         "w": f"w + {weights}",
-        "y0": "0", "y1": str(step.height), "n0": "0", "n1": str(call.tiles),
+        "y0": "0", "y1": str(_height(step, call)), "n0": "0", "n1": str(call.tiles),
         **bounds,
     }  # fmt: skip
     if len(step.reads) > 1:
@@ -161,15 +180,35 @@ def _alone(step: Step, own: list[tuple[str, Call, int]], schedule: Schedule, num
     yield f"DONE({number})"
 
 
-def _shared(step: Step, own: list[tuple[str, Call, int]], schedule: Schedule, target: Target) -> Iterator[str]:
-    """A step's calls on the share of thread t: rows, or tiles of channels where there are few rows or many weights."""
+def _shared(
+    step: Step, own: list[tuple[str, Call, int]], schedule: Schedule, target: Target, parts: int
+) -> Iterator[str]:
+    """A step's calls on the share of thread t: rows, or tiles of channels where there are few rows or many weights; what
+    threads find in parts lies at ``parts`` in the arena before it is added up.
+    """
     yield _about(step)
     rows = rows_at_a_time(step, schedule.buffers, target)
     for name, call, at in own:
-        if "n0" in call.kernel.arguments and (_by_tiles(call) or step.height == 1):
-            arguments = ", ".join(_arguments(step, schedule, call, at, n0="n", n1="n + 1").values())
-            first, last = (f"share({call.tiles}, 1, {t}, threads)" for t in ("t", "t + 1"))
-            yield f"for (int n = {first}; n < {last}; n++) {name}({arguments});"
+        if call.parts:
+            bounds = {
+                key: f"share({_height(step, call)}, 1, {t}, threads)" for key, t in (("y0", "t"), ("y1", "t + 1"))
+            }
+            bounds["out"] = f"a + {parts} + (size_t)t * {call.parts}"
+            whole = _arguments(step, schedule, call, at)["out"]
+            yield f"{name}({', '.join(_arguments(step, schedule, call, at, **bounds).values())});"
+            yield "meet(all);"
+            yield f"if (t == 0) gathered(a + {parts}, {whole}, {call.parts}, threads);"
+        elif "n0" in call.kernel.arguments and step.height == 1:
+            bounds = {key: f"share({call.tiles}, 1, {t}, threads)" for key, t in (("n0", "t"), ("n1", "t + 1"))}
+            yield f"{name}({', '.join(_arguments(step, schedule, call, at, **bounds).values())});"
+        elif "n0" in call.kernel.arguments and _by_tiles(call):
+            vectors, block_rows = call.tile
+            bounds = {
+                key: f"cut({call.vectors}, {vectors}, n, {step.height}, {block_rows}, {t}, threads)"
+                for key, t in (("y0", "t"), ("y1", "t + 1"))
+            }
+            arguments = ", ".join(_arguments(step, schedule, call, at, n0="n", n1="n + 1", **bounds).values())
+            yield f"for (int n = 0; n < {call.tiles}; n++) {name}({arguments});"
         elif "y0" in call.kernel.arguments and step.height > rows:
             bounds = {key: f"share({step.height}, {rows}, {t}, threads)" for key, t in (("y0", "t"), ("y1", "t + 1"))}
             yield f"{name}({', '.join(_arguments(step, schedule, call, at, **bounds).values())});"

@@ -23,6 +23,9 @@ from ghostnets.deploy.graph import Conv
 MOST_PLACES = 14
 """In a tile: 14 divides the widths of networks for images of 224 pixels."""
 
+MOST_VECTORS = 12
+"""In a tile."""
+
 LINE = 16
 """Floats that come in together."""
 
@@ -97,9 +100,12 @@ def tiling(width: int, height: int, vectors: int, inputs: int, target: Target) -
         Tiling(Tile(rows, columns, count), width, height, vectors)
         for rows in ((1, 2) if height > 1 else (1,))
         for columns in range(1, min(width, MOST_PLACES) + 1)
-        for count in range(1, min(vectors, 12) + 1)
+        for count in range(1, min(vectors, MOST_VECTORS) + 1)
         if Tile(rows, columns, count).fits(target) and rows * columns <= MOST_PLACES
     ]
+    if width == height == 1 and vectors > MOST_VECTORS // 2:  # weights are all that counts: an even number of tiles
+        most = max(tiles.tile.vectors for tiles in candidates)
+        return Tiling(Tile(1, 1, -(-vectors // (2 * -(-vectors // (2 * most))))), width, height, vectors)
     return min(candidates, key=lambda tiles: (tiles.cycles(inputs), -tiles.tile.places))
 
 
@@ -201,7 +207,7 @@ def kernel(
         if full_vectors and rest_vectors:
             choice = [*block(f"if (n < {full_vectors})", calls[0]), *block("else", calls[1])]
         setup = _rows(conv, rows, reads, writes, other)
-        clear = _margins(rows, writes, len(group.outputs))
+        clear = _margins(rows, writes, step, len(group.outputs))
         over = block(
             "for (int n = n0; n < n1; n++)",
             f"const float *wn = w + (size_t)n * {weights};",
@@ -292,12 +298,12 @@ def _columns(
     return lines
 
 
-def _margins(rows: int, writes: Buffer, floats: int) -> list[str]:
-    """Zeros beside what was written."""
-    lines = []
+def _margins(rows: int, writes: Buffer, step: int, floats: int) -> list[str]:
+    """Zeros beside what was written: tiles n0 to n1, each of ``step`` of the group's ``floats`` but the last."""
+    lines = [f"const int f0 = n0 * {step}, f1 = least(n1 * {step}, {floats});"] if writes.beside else []
     for index in range(rows):
         for first, columns in writes.beside:
-            lines.append(f"clear(o{index} + {first * writes.pixel}, {columns}, {writes.pixel}, {floats});")
+            lines.append(f"clear(o{index} + {first * writes.pixel} + f0, {columns}, {writes.pixel}, f1 - f0);")
     return lines
 
 

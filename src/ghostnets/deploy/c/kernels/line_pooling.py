@@ -60,11 +60,11 @@ def mean(pool: Pool, *, reads: Buffer, moves: Moves, target: Target) -> Kernel:
         f"for (int n = 0; n < {len(moves)}; n++)",
         "vec s = splat(0.0f);",
         block(
-            f"for (int y = 0; y < {height}; y++)",
+            "for (int y = y0; y < y1; y++)",
             f"const float *r = {row_inside('in', 'y', reads)} + from[n];",
             f"for (int x = 0; x < {target.round_up(width)}; x += {target.lanes}) s += load(r + x);",
         ),
         f"out[to[n]] = total(s) * {1 / (height * width)!r}f;",
     )
     tables = [table("from", [move[0] for move in moves]), table("to", [move[2] for move in moves])]
-    return Kernel(f"mean of {height}x{width} places of each line", ("in", "out"), text(tables, body))
+    return Kernel(f"mean of {height}x{width} places of each line", ("in", "out", "y0", "y1"), text(tables, body))

@@ -7,14 +7,19 @@ from collections.abc import Sequence
 
 from ghostnets.deploy.c.kernels.text import Kernel, block, row_inside, text
 from ghostnets.deploy.c.layout import Buffer
-from ghostnets.deploy.graph import Pool
+from ghostnets.deploy.graph import Pool, Shape
+
+
+def is_mean_of_all(pool: Pool, shape: Shape) -> bool:
+    """Whether this is the mean of a whole map of that shape; its kernel adds up some rows' part of it."""
+    return pool.kind == "mean" and not any(pool.padding) and pool.kernel == shape[1:] and pool.shape[1:] == (1, 1)
 
 
 def kernel(
     pool: Pool, *, reads: Buffer, writes: Buffer, moves: Sequence[tuple[int, int]], height: int, width: int
 ) -> Kernel:
     """``moves`` says for each vector where in a place it is read and written; the map read has ``height`` x ``width``."""
-    if pool.kind == "mean" and pool.kernel == (height, width) and pool.shape[1:] == (1, 1) and not any(pool.padding):
+    if is_mean_of_all(pool, (len(moves), height, width)):
         return _whole(pool, reads, moves)
     (ky, kx), (sy, sx), (dy, dx) = pool.kernel, pool.stride, pool.dilation
     top, left, _, _ = pool.padding
@@ -91,7 +96,7 @@ def _whole(pool: Pool, reads: Buffer, moves: Sequence[tuple[int, int]]) -> Kerne
         f"for (int n = 0; n < {len(moves)}; n++)",
         "vec s = splat(0.0f), t = splat(0.0f);",
         block(
-            f"for (int y = 0; y < {height}; y++)",
+            "for (int y = y0; y < y1; y++)",
             f"const float *r = {row_inside('in', 'y', reads)} + from[n];",
             "int x = 0;",
             block(
@@ -103,4 +108,4 @@ def _whole(pool: Pool, reads: Buffer, moves: Sequence[tuple[int, int]]) -> Kerne
         ),
         f"store(out + to[n], (s + t) * splat({1 / (height * width)!r}f));",
     )
-    return Kernel(f"mean of a {height}x{width} map", ("in", "out"), text(_tables(moves), body))
+    return Kernel(f"mean of a {height}x{width} map", ("in", "out", "y0", "y1"), text(_tables(moves), body))

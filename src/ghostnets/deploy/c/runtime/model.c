@@ -108,7 +108,7 @@ static int inspected(const unsigned char *bytes, size_t size) {
 
 const char *model_describe(void) { return "@SHAPES@;@KIND@;@TITLE@"; }
 
-static size_t arena_floats(int threads) { return (size_t)(threads == 1 ? @ARENA@ : @ARENA_MANY@); }
+static size_t arena_floats(int threads) { return threads == 1 ? @ARENA@ : @ARENA_MANY@ + (size_t)threads * @ARENA_EACH@; }
 
 size_t model_arena_bytes(int threads) {
   size_t bytes = 4 * arena_floats(threads) + 128;

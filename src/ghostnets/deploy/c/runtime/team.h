@@ -45,6 +45,24 @@ static inline int share(int total, int block, int thread, int threads) {
   return at < total ? at : total;
 }
 
+/* The row of tile n at which the share of a thread begins: tiles of v channels come one after the other, but the whole
+ * work, of so many channels and rows, is cut into parts as equal as whole blocks of rows allow. */
+INLINE int cut(int channels, int v, int n, int rows, int block, int thread, int threads) {
+  const long at = (long)channels * rows * thread / threads - (long)n * v * rows;
+  const long unit = (long)block * least(v, channels - n * v);
+  const long y = at <= 0 ? 0 : (at + unit / 2) / unit * block;
+  return y < rows ? (int)y : rows;
+}
+
+/* What each thread has found for its own rows, added up. */
+INLINE void gathered(const float *parts, float *out, int floats, int threads) {
+  for (int i = 0; i < floats; i += LANES) {
+    vec s = load(parts + i);
+    for (int t = 1; t < threads; t++) s += load(parts + (size_t)t * floats + i);
+    store(out + i, s);
+  }
+}
+
 @KERNELS_MANY@
 static void run_many(const float *w, float *a, const float *in, float *out, team *all, int t, int threads) {
 @SHARED@
@@ -58,9 +76,11 @@ static void *work(void *given) {
   atomic_fetch_add(&all->arrived, 1); /* the seat has been read */
   for (int seen = 0;;) {
     for (int looks = 0; looks < PATIENCE && atomic_load_explicit(&all->turn, memory_order_acquire) == seen; looks++) RELAX();
-    pthread_mutex_lock(&all->mutex);
-    while (atomic_load_explicit(&all->turn, memory_order_acquire) == seen) pthread_cond_wait(&all->begun, &all->mutex);
-    pthread_mutex_unlock(&all->mutex);
+    if (atomic_load_explicit(&all->turn, memory_order_acquire) == seen) { /* nothing came: sleep */
+      pthread_mutex_lock(&all->mutex);
+      while (atomic_load_explicit(&all->turn, memory_order_acquire) == seen) pthread_cond_wait(&all->begun, &all->mutex);
+      pthread_mutex_unlock(&all->mutex);
+    }
     seen = atomic_load_explicit(&all->turn, memory_order_acquire);
     if (all->stop) return NULL;
     run_many(all->weights, all->arena, all->in, all->out, all, thread, all->threads);

@@ -125,7 +125,7 @@ class Generated:
             "TITLE": plain(self.name), "VERSION": _version(), "TARGET": target.name, "LANES": target.lanes,
             "FLAGS": " ".join(target.flags), "ZEROS": source.zeros, "MARGIN": source.margin, "VECTOR": runtime("vector.h"),
             "KERNELS": source.kernels, "STAGES": source.stages, "KEY": source.key, "FLOATS": source.weights.size,
-            "ARENA": source.arena, "ARENA_MANY": source.arena_many, "TEAM": _filled(runtime("team.h"), {"SHARED": source.shared, "KERNELS_MANY": source.kernels_many}),
+            "ARENA": source.arena, "ARENA_MANY": source.arena_many, "ARENA_EACH": source.arena_each, "TEAM": _filled(runtime("team.h"), {"SHARED": source.shared, "KERNELS_MANY": source.kernels_many}),
             "INPUT": "unsigned char" if uint8 else "float",
             "LAYOUT": "channel by channel" if options.layout == "nchw" else "place by place: red, green, blue, red, ...",
             "IS_BYTES": int(uint8), "IS_PLANES": int(options.layout == "nchw"),
