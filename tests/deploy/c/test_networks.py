@@ -231,9 +231,10 @@ def test_what_was_compiled_is_taken_from_the_cache(tmp_path: Path, monkeypatch: 
     assert compiled(model, torch.randn(1, 1, 12, 13), Options(target="scalar")).path != first.path
 
 
-def test_every_layer_has_a_time(tmp_path: Path) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_every_layer_has_a_time(threads: int, tmp_path: Path) -> None:
     model, x = tiny.build().eval(), torch.randn(2, 1, 12, 12)
-    program = Program(build(model, x, tmp_path, Options(target="scalar"), profiled=True))
+    program = Program(build(model, x, tmp_path, Options(target="scalar"), profiled=True), threads=threads)
     made = generated(model, x, Options(target="scalar"))
     layers = program.layers(runs=3)
     assert [(layer.name, layer.macs) for layer in layers] == [

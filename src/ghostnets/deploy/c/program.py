@@ -55,7 +55,7 @@ class Program:
         """
         if not 1 <= threads <= MOST_THREADS:
             raise UserError(f"{threads} threads cannot run a program: give 1 to {MOST_THREADS}")
-        self.path = Path(path)
+        self.path, self.threads = Path(path), threads
         try:
             self._functions: Any = ctypes.CDLL(str(self.path))
             self._functions.model_message.restype = ctypes.c_char_p
@@ -108,11 +108,12 @@ class Program:
         self._functions.model_run(ctypes.byref(self._model), *places)
 
     def layers(self, runs: int = 50) -> list[Layer]:
-        """What every step takes, the median of some runs on noise, with the clock that the profiled library has.
+        """What every step takes with as many threads, the median of some runs on noise, with the clock that the profiled
+        library has.
 
         Raises GhostnetsError where that library is not there.
         """
-        profiled = Program(self.path.with_name(PROFILED))
+        profiled = Program(self.path.with_name(PROFILED), threads=self.threads)
         described: list[str] = []
         profiled._functions.model_step.restype = ctypes.c_char_p
         while (line := profiled._functions.model_step(len(described))) is not None:

@@ -7,6 +7,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 
 import numpy as np
@@ -71,9 +72,9 @@ def written(schedule: Schedule, shared: Schedule, target: Target) -> Source:
     called = [kernels.calls(step, shared, target) for step in steps]
     arena_many = -(-(shared.floats + 4 * target.lanes) // ALIGNMENT) * ALIGNMENT
     each = max(call.parts for own in called for _, call, _ in own)
-    many = [
-        line for step, own in zip(steps, called, strict=True) for line in _shared(step, own, shared, target, arena_many)
-    ]
+    many: list[str] = []
+    for number, (step, own) in enumerate(zip(steps, called, strict=True)):
+        many += [*_shared(step, own, shared, target, arena_many), f"ALL_DONE({number})"]
     body = _indented(lines)
     buffers = (*schedule.buffers.values(), *shared.buffers.values())
     margin = max(target.round_up(buffer.left * buffer.pixel) + target.lanes for buffer in buffers)
@@ -156,11 +157,13 @@ def _arguments(step: Step, schedule: Schedule, call: Call, weights: int, **bound
     return {name: values[name] for name in call.kernel.arguments}
 
 
+def _called(name: str, step: Step, schedule: Schedule, call: Call, weights: int, **bounds: str) -> str:
+    return f"{name}({', '.join(_arguments(step, schedule, call, weights, **bounds).values())});"
+
+
 def _lines(step: Step, own: list[tuple[str, Call, int]], schedule: Schedule) -> list[str]:
     """A step's calls on rows y to z."""
-    return [
-        f"{name}({', '.join(_arguments(step, schedule, call, at, y0='y', y1='z').values())});" for name, call, at in own
-    ]
+    return [_called(name, step, schedule, call, at, y0="y", y1="z") for name, call, at in own]
 
 
 def _by_tiles(call: Call) -> bool:
@@ -173,10 +176,10 @@ def _alone(step: Step, own: list[tuple[str, Call, int]], schedule: Schedule, num
     yield _about(step)
     for name, call, at in own:
         if _by_tiles(call) and step.height > 1:
-            arguments = ", ".join(_arguments(step, schedule, call, at, n0="n", n1="n + 1").values())
-            yield f"for (int n = 0; n < {call.tiles}; n++) {name}({arguments});"
+            tile = _called(name, step, schedule, call, at, n0="n", n1="n + 1")
+            yield f"for (int n = 0; n < {call.tiles}; n++) {tile}"
         else:
-            yield f"{name}({', '.join(_arguments(step, schedule, call, at).values())});"
+            yield _called(name, step, schedule, call, at)
     yield f"DONE({number})"
 
 
@@ -189,32 +192,27 @@ def _shared(
     yield _about(step)
     rows = rows_at_a_time(step, schedule.buffers, target)
     for name, call, at in own:
+        one = partial(_called, name, step, schedule, call, at)
         if call.parts:
-            bounds = {
-                key: f"share({_height(step, call)}, 1, {t}, threads)" for key, t in (("y0", "t"), ("y1", "t + 1"))
-            }
-            bounds["out"] = f"a + {parts} + (size_t)t * {call.parts}"
+            mine = f"a + {parts} + (size_t)t * {call.parts}"
+            yield one(out=mine, **_shares("y", f"share({_height(step, call)}, 1, {{}}, threads)"))
             whole = _arguments(step, schedule, call, at)["out"]
-            yield f"{name}({', '.join(_arguments(step, schedule, call, at, **bounds).values())});"
-            yield "meet(all);"
-            yield f"if (t == 0) gathered(a + {parts}, {whole}, {call.parts}, threads);"
+            yield f"meet(all); if (t == 0) gathered(a + {parts}, {whole}, {call.parts}, threads);"
         elif "n0" in call.kernel.arguments and step.height == 1:
-            bounds = {key: f"share({call.tiles}, 1, {t}, threads)" for key, t in (("n0", "t"), ("n1", "t + 1"))}
-            yield f"{name}({', '.join(_arguments(step, schedule, call, at, **bounds).values())});"
+            yield one(**_shares("n", f"share({call.tiles}, 1, {{}}, threads)"))
         elif "n0" in call.kernel.arguments and _by_tiles(call):
             vectors, block_rows = call.tile
-            bounds = {
-                key: f"cut({call.vectors}, {vectors}, n, {step.height}, {block_rows}, {t}, threads)"
-                for key, t in (("y0", "t"), ("y1", "t + 1"))
-            }
-            arguments = ", ".join(_arguments(step, schedule, call, at, n0="n", n1="n + 1", **bounds).values())
-            yield f"for (int n = 0; n < {call.tiles}; n++) {name}({arguments});"
+            of_tile = f"cut({call.vectors}, {vectors}, n, {step.height}, {block_rows}, {{}}, threads)"
+            yield f"for (int n = 0; n < {call.tiles}; n++) {one(n0='n', n1='n + 1', **_shares('y', of_tile))}"
         elif "y0" in call.kernel.arguments and step.height > rows:
-            bounds = {key: f"share({step.height}, {rows}, {t}, threads)" for key, t in (("y0", "t"), ("y1", "t + 1"))}
-            yield f"{name}({', '.join(_arguments(step, schedule, call, at, **bounds).values())});"
+            yield one(**_shares("y", f"share({step.height}, {rows}, {{}}, threads)"))
         else:
-            yield f"if (t == 0) {name}({', '.join(_arguments(step, schedule, call, at).values())});"
-    yield "meet(all);"
+            yield f"if (t == 0) {one()}"
+
+
+def _shares(axis: str, begin: str) -> dict[str, str]:
+    """Where the share of thread t begins and ends: where the next one's begins."""
+    return {f"{axis}0": begin.format("t"), f"{axis}1": begin.format("t + 1")}
 
 
 def plain(name: str) -> str:

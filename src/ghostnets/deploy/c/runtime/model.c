@@ -48,8 +48,10 @@ static double now(void) {
   return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 #define DONE(step) { const double t = now(); model_profile[step] += t - before; before = t; }
+#define ALL_DONE(step) { meet(all); if (t == 0) DONE(step) }
 #else
 #define DONE(step)
+#define ALL_DONE(step) meet(all);
 #endif
 
 /* ---- Kernels: one for each shape of layer ---- */

@@ -65,6 +65,9 @@ INLINE void gathered(const float *parts, float *out, int floats, int threads) {
 
 @KERNELS_MANY@
 static void run_many(const float *w, float *a, const float *in, float *out, team *all, int t, int threads) {
+#ifdef MODEL_PROFILE
+  double before = now();
+#endif
 @SHARED@
 }
 
