@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The generated C beside the runtimes: every network of the table, with one thread and with two, layer by layer.
 
-python benchmarks/generated_c.py [NAME ...] [--seconds 20] [--out benchmarks/results]
+python benchmarks/generated_c.py [--only NAME ...] [--seconds 20] [--out benchmarks/results]
 
 Each row is a run of ``ghostnets bench``; what it printed lies in results/NAME.txt, its record in results/NAME.json. The table
 of all records there, beside what the program of GhostNet 1.0x needs, goes to results/README.md. Leave the machine alone meanwhile.
@@ -54,12 +54,12 @@ AVX2 = "ghostnet_100"
 def main() -> None:
     """Race, record, tabulate."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=[*NETWORKS, []], help="default: all")
+    parser.add_argument("--only", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NAME")
     parser.add_argument("--seconds", type=float, default=20.0, help="of a race")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
-    for name in asked.names or NETWORKS:
+    for name in asked.only:
         model, side, _ = NETWORKS[name]
         _bench(name, model, side, TARGETS, "1,2", asked.seconds, asked.out)
         if name in COMPILED:
