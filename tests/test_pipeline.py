@@ -295,6 +295,11 @@ def test_the_page_shows_the_maps_of_the_upgraded_network(network: nn.Module, dat
         for name in ghosts:
             kept = arrays[f"layer:{name}#"].tolist()
             assert (arrays[f"layer:{name}"] == grey(maps_of(done.model, name, image)[0, kept])).all()
+    events = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
+    (raced,) = (event for event in events if event["step"] == "latency" and event["event"] == "end")
+    assert list(raced["sites"]) == [site.name for site in done.record.sites]
+    assert all(took > 0 for site in raced["sites"].values() for took in site.values())
+    assert "> time</label>" in page
     for one in (one for one in layers if one["name"] in ghosts):
         pairing = pairings[one["name"]]
         computed = len(pairing["intrinsic"])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ghostnets.blocks.ghost import GhostModule
 from ghostnets.errors import UserError
-from ghostnets.inspecting.layers import Layer, Stage, layers_of, maps_of, stages_of, times
+from ghostnets.inspecting.layers import Layer, Place, Stage, layers_of, maps_of, stages_of, times
 from ghostnets.inspecting.pairs import look_alikes, pair_errors
 from ghostnets.inspecting.redundancy import matches_of, redundancy
 from ghostnets.inspecting.thumbnails import Arrays, chosen, grey, packed, thumbnails
@@ -88,7 +88,7 @@ def inspect(
         maps_of(model, layer, first)
     looked, rows = redundancy(
         model, chunks, layers, stages, images=count, kernel=kernel, seed=seed,
-        milliseconds=times(model, layers, first), progress=progress,
+        milliseconds=times(model, {layer.name: Place(layer.name) for layer in layers}, first), progress=progress,
     )  # fmt: skip
     shown = layer or _default(layers, looked, stages)
     matches = next((one.matches for one in looked if one.end == shown), None) or matches_of(

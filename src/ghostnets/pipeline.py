@@ -27,7 +27,7 @@ from ghostnets.deploy.onnx import export_onnx
 from ghostnets.deploy.verify import verify_onnx
 from ghostnets.errors import GhostnetsError, MissingExtra, UnsupportedLayer, UserError
 from ghostnets.folder import STEPS, Event, Folder, Recover, Request, open_folder
-from ghostnets.inspecting.layers import Place, layers_of
+from ghostnets.inspecting.layers import Place, layers_of, times
 from ghostnets.inspecting.thumbnails import Arrays, chosen_ghosts, packed, thumbnails
 from ghostnets.measure.accuracy import top1
 from ghostnets.measure.cost import total_macs, total_params
@@ -373,11 +373,25 @@ def _record(run: Run, student: nn.Module, planned: Plan, before: float, command:
         environment={**environment(), **({"command": list(command)} if command else {})},
     )
     write_json(path, record)
-    run.folder.log({"step": "latency", "event": "end", **{name: to_json(found) for name, found in latency.items()}})
+    raced = {name: to_json(found) for name, found in latency.items()}
+    run.folder.log({"step": "latency", "event": "end", **raced, "sites": _site_times(run, student, planned)})
     write_bytes(run.folder / MAPS, packed(_maps(run, student, planned)))
     write_report(run.folder.path)
     run.folder.finish("report")
     return record
+
+
+def _site_times(run: Run, student: nn.Module, planned: Plan) -> dict[str, dict[str, float]]:
+    """Milliseconds that each site takes on one image, with its norm and activation, before and after."""
+    before = {layer.name: layer.end for layer in layers_of(run.original, run.example)}
+    after = {layer.name: layer.end for layer in layers_of(student, run.example)}
+    ends = {
+        decision.name: Place(decision.name) if decision.decision == "ghost" else after[decision.name]
+        for decision in planned.decisions
+    }
+    own = times(run.original, {name: before[name] for name in ends}, run.example)
+    new = times(student, ends, run.example)
+    return {name: {"before_ms": round(own[name], 4), "after_ms": round(new[name], 4)} for name in ends}
 
 
 def _maps(run: Run, student: nn.Module, planned: Plan) -> Arrays:

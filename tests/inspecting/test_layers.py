@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ghostnets.errors import UserError
-from ghostnets.inspecting.layers import layers_of, maps_of, stages_of, times
+from ghostnets.inspecting.layers import Place, layers_of, maps_of, stages_of, times
 from ghostnets.measure.cost import total_macs
 from ghostnets.models.catalog import create_model
 
@@ -122,7 +124,7 @@ def test_the_network_is_left_as_it_was() -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     layers = layers_of(model, EXAMPLE)
     stages_of(model, EXAMPLE)
-    times(model, layers, EXAMPLE)
+    times(model, {layer.name: layer.end for layer in layers}, EXAMPLE)
     assert all(module.training for module in model.modules())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in before.items())
@@ -131,9 +133,21 @@ def test_the_network_is_left_as_it_was() -> None:
 def test_every_layer_has_a_time() -> None:
     model = create_model("resnet20")
     layers = layers_of(model, EXAMPLE)
-    took = times(model, layers, EXAMPLE)
+    took = times(model, {layer.name: Place(layer.name) for layer in layers}, EXAMPLE)
     assert list(took) == [layer.name for layer in layers]
     assert all(figure > 0 for figure in took.values())
+
+
+def test_a_time_lasts_until_the_end_that_was_given() -> None:
+    def slow(_module: nn.Module, _inputs: object) -> None:
+        time.sleep(0.005)
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    model[2].register_forward_pre_hook(slow)
+    (layer,) = layers_of(model, EXAMPLE)
+    own, whole = (times(model, {"0": end}, EXAMPLE)["0"] for end in (Place("0"), layer.end))
+    assert own < whole
+    assert whole > 5
 
 
 def test_what_a_module_gives_out() -> None:

@@ -231,3 +231,17 @@ def test_the_page_is_drawn_without_torch(folder: Path, drawn: Path) -> None:
     assert done.returncode == 0, done.stderr
     # Another process, with hashes of its own, draws the same bytes.
     assert (folder / "report.html").read_bytes() == (drawn / "report.html").read_bytes()
+
+
+def test_what_each_layer_takes_stands_in_the_table(folder: Path) -> None:
+    names = [site["name"] for site in json.loads((folder / "upgrade.json").read_text())["sites"]]
+    run, before = folder / "run.jsonl", draw(folder)
+    assert "ms after" not in before.text
+    sites: dict[str, object] = {name: {"before_ms": 2 + place, "after_ms": 1.5} for place, name in enumerate(names[1:])}
+    event = {"step": "latency", "event": "end", "sites": {**sites, names[0]: "long", "gone": {"before_ms": 1}}}
+    run.write_text(run.read_text() + json.dumps(event) + "\n")
+    page = draw(folder)
+    assert "ms after" in page.text
+    rows = [row.text for row in body_rows(page)]
+    assert "1.500" not in rows[0]
+    assert all(f"{2 + place:.3f} 1.500" in row for place, row in enumerate(rows[1:]))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import statistics
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -186,26 +186,32 @@ def maps_of(model: nn.Module, name: str, images: Tensor) -> Tensor:
     return found[0]
 
 
-def times(model: nn.Module, layers: Sequence[Layer], example: Tensor) -> dict[str, float]:
-    """Milliseconds that each convolution takes on one image: the median of some passes, after one that does not count."""
+def times(model: nn.Module, ends: Mapping[str, Place], example: Tensor) -> dict[str, float]:
+    """Milliseconds from the first call of each module to the end of the call given with it, its own or that of a follower,
+    on one image: the median of some passes, after one that does not count.
+    """
     started: dict[str, float] = {}
-    taken: dict[str, list[float]] = {layer.name: [] for layer in layers}
+    taken: dict[str, list[float]] = {name: [] for name in ends}
+    begun = {end: [name for name, other in ends.items() if other == end] for end in ends.values()}
 
     def before(name: str) -> Any:
         def start(_module: nn.Module, _inputs: Any) -> None:
-            started[name] = time.perf_counter()
+            started.setdefault(name, time.perf_counter())
 
         return start
 
     def see(place: Place, _inputs: tuple[Any, ...], _output: Any) -> None:
-        taken[place.module].append(1000 * (time.perf_counter() - started[place.module]))
+        now = time.perf_counter()
+        for name in begun.get(place, ()):
+            taken[name].append(1000 * (now - started[name]))
 
-    handles = [layer.module.register_forward_pre_hook(before(layer.name)) for layer in layers]
+    handles = [model.get_submodule(name).register_forward_pre_hook(before(name)) for name in ends]
     try:
-        with hooked(model, taken, see):
-            for _ in range(TIMED + 1):
+        for _ in range(TIMED + 1):
+            started.clear()
+            with hooked(model, {end.module for end in ends.values()}, see):
                 run(model, example)
     finally:
         for handle in handles:
             handle.remove()
-    return {name: statistics.median(figures[len(figures) // (TIMED + 1) :]) for name, figures in taken.items()}
+    return {name: statistics.median(figures[1:]) for name, figures in taken.items()}

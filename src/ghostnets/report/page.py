@@ -87,7 +87,8 @@ def render(records: Records) -> str:
     decisions = records.plan.decisions if records.plan else ()
     replanned = records.plan is not None and tuple(d.outcome() for d in decisions) != upgrade.sites
     done = decisions if decisions and not replanned else upgrade.sites  # the plan says more of each site
-    rows = tables.site_rows(done, records.pairings or ())
+    times = _times(records.events or ())
+    rows = tables.site_rows(done, records.pairings or (), times)
     pairings = {pairing.name: pairing for pairing in records.pairings or ()}
     return filled(
         "upgrade.html.j2",
@@ -104,7 +105,8 @@ def render(records: Records) -> str:
         decisions=tables.decisions_in_words(upgrade.sites),
         macs=_macs(upgrade),
         replanned=replanned,
-        bars=_bars(done, pairings),
+        bars=_bars(done, pairings, times),
+        timed=bool(times),
         layers=[_layer(site, pairings.get(site.name), records.maps) for site in done],
         columns=tables.filled_columns(rows),
         rows=rows,
@@ -163,17 +165,34 @@ def _macs(upgrade: UpgradeRecord) -> str | None:
     return figures.to_svg(figure, "macs", label, figures.site_tooltips(upgrade.sites))
 
 
-def _bars(sites: Sequence[Outcome], pairings: Mapping[str, Pairing]) -> list[Bar]:
-    """How well the ghosts of each layer are made, and what the layer costs now."""
+def _times(events: Sequence[dict[str, Any]]) -> tables.Times:
+    """Milliseconds of each site before and after, where the run took them."""
+    told = next((event.get("sites") for event in reversed(events) if event.get("step") == "latency"), None)
+    rows = cast("dict[str, Any]", told).items() if isinstance(told, dict) else ()
+    return {
+        name: (row["before_ms"], row["after_ms"])
+        for name, row in rows
+        if isinstance(row, dict) and all(isinstance(row.get(key), int | float) for key in ("before_ms", "after_ms"))
+    }
+
+
+def _bars(sites: Sequence[Outcome], pairings: Mapping[str, Pairing], times: tables.Times) -> list[Bar]:
+    """How well the ghosts of each layer are made, and what the layer costs now: time where it was taken."""
     errors = {name: pairing.ghost_error for name, pairing in pairings.items()}
-    dearest = max((site.macs_after for site in sites), default=0) or 1
+    costs = [times.get(site.name, (0.0, 0.0))[1] if times else site.macs_after for site in sites]
+    dearest = max(costs, default=0) or 1
     return [
         Bar(
             min(max(1 - errors.get(site.name, 1.0), 0.0), 1.0) if site.decision == "ghost" else 0.0,
-            site.macs_after / dearest, f"{site.name}: {_words(site)}",
+            cost / dearest, f"{site.name}: {_words(site)}{_took(site, times)}",
         )
-        for site in sites
+        for site, cost in zip(sites, costs, strict=True)
     ]  # fmt: skip
+
+
+def _took(site: Outcome, times: tables.Times) -> str:
+    before, after = times.get(site.name, (None, None))
+    return f"; {before:.3f} → {after:.3f} ms" if before is not None and after is not None else ""
 
 
 def _words(site: Outcome) -> str:

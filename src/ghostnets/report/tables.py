@@ -65,6 +65,10 @@ class StepRow(NamedTuple):
     epochs: str
 
 
+Times = Mapping[str, tuple[float, float]]
+"""Of each site: milliseconds before and after."""
+
+
 class SiteRow(NamedTuple):
     """One site; the fields are the keys of SITE_COLUMNS."""
 
@@ -77,6 +81,8 @@ class SiteRow(NamedTuple):
     macs_before: Cell
     macs_after: Cell
     change: Cell
+    ms_before: Cell
+    ms_after: Cell
     divergence: Cell
     primary_error: Cell
     ghost_error: Cell
@@ -114,6 +120,8 @@ SITE_COLUMNS: dict[str, Column] = {
     "macs_before": Column("MACs before, M", meaning="millions of multiply-adds"),
     "macs_after": Column("MACs after, M", meaning="millions of multiply-adds"),
     "change": Column("change"),
+    "ms_before": Column("ms before", meaning="milliseconds in PyTorch on one image, with norm and activation"),
+    "ms_after": Column("ms after", meaning="milliseconds in PyTorch on one image, with norm and activation"),
     "divergence": Column("KL, nats", meaning="divergence from the original's output when only this edit is made"),
     "primary_error": Column("primary error", meaning="normalised squared error of the intrinsic maps; 0 is perfect"),
     "ghost_error": Column("ghost error", meaning="normalised squared error of the ghosts; 0 is perfect"),
@@ -197,13 +205,13 @@ def step_rows(record: UpgradeRecord) -> list[StepRow]:
     ]
 
 
-def site_rows(sites: Iterable[Outcome], pairings: Iterable[Pairing] = ()) -> list[SiteRow]:
-    """One row a site, in network order; pairings are matched by name and may be missing.
+def site_rows(sites: Iterable[Outcome], pairings: Iterable[Pairing] = (), times: Times | None = None) -> list[SiteRow]:
+    """One row a site, in network order; pairings and times are matched by name and may be missing.
 
     Where a site is a whole Decision, its row says more.
     """
-    by_name = {pairing.name: pairing for pairing in pairings}
-    return [_site(i, site, by_name.get(site.name)) for i, site in enumerate(sites, start=1)]
+    by_name, known = {pairing.name: pairing for pairing in pairings}, times or {}
+    return [_site(i, site, by_name.get(site.name), known.get(site.name)) for i, site in enumerate(sites, start=1)]
 
 
 def filled_columns(rows: Sequence[SiteRow]) -> dict[str, Column]:
@@ -304,8 +312,9 @@ def _summary(figure: str, show: Any, before: float, after: float, changed: str, 
     return SummaryRow(figure, show(before), show(after), changed, note, share)
 
 
-def _site(position: int, site: Outcome, pairing: Pairing | None) -> SiteRow:
+def _site(position: int, site: Outcome, pairing: Pairing | None, times: tuple[float, float] | None) -> SiteRow:
     ghost = site.decision == "ghost"
+    before, after = times or (None, None)
     decision = site if isinstance(site, Decision) else None
     return SiteRow(
         position=Cell(str(position), position),
@@ -317,6 +326,8 @@ def _site(position: int, site: Outcome, pairing: Pairing | None) -> SiteRow:
         macs_before=millions(site.macs_before),
         macs_after=millions(site.macs_after),
         change=Cell(change(site.macs_before, site.macs_after), _relative(site)),
+        ms_before=_fraction(before, 3),
+        ms_after=_fraction(after, 3),
         divergence=_fraction(decision.divergence if decision else None, 4),
         primary_error=_fraction(pairing.primary_error if pairing else None, 3),
         ghost_error=_fraction(pairing.ghost_error if pairing else None, 3),
