@@ -15,9 +15,6 @@ from ghostnets.errors import UserError
 from ghostnets.folder import check_seed
 from ghostnets.records import to_json
 
-WIDE = 200
-"""Columns."""
-
 
 def bench(
     model: str,
@@ -62,7 +59,7 @@ def bench(
 
     from ghostnets.benchmark import bench as run
     from ghostnets.benchmark import opened, take
-    from ghostnets.cli.terminal import bench_summary, interrupts, watching
+    from ghostnets.cli.terminal import bench_summary, interrupts, printing, watching
     from ghostnets.deploy.targets import chosen
 
     rows = chosen([name.strip() for name in targets.split(",") if name.strip()])
@@ -86,8 +83,7 @@ def bench(
     if as_json:
         print(json.dumps(to_json(record), indent=1))
         return
-    width = None if sys.stdout.isatty() else WIDE  # a file or a pipe has no width of its own
-    print(bench_summary(record, Console(highlight=False, width=width)), end="")
+    print(bench_summary(record, printing()), end="")
     if out is not None:
         print(f"report: {out / 'report.html'}")
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,9 +16,6 @@ if TYPE_CHECKING:  # PyTorch takes seconds, and --help needs none
     from collections.abc import Iterator
 
     from ghostnets.measure.cost import LayerCost
-
-
-WIDE = 200  # columns
 
 
 def info(
@@ -60,10 +56,9 @@ def info(
     if as_json:
         print(json.dumps({"total": total, "layers": [asdict(layer) for layer in layers]}, indent=1))
         return
-    from rich.console import Console
+    from ghostnets.cli.terminal import printing
 
-    width = None if sys.stdout.isatty() else WIDE  # a file or a pipe has no width of its own
-    print(_table(name, size, layers, total, Console(highlight=False, width=width)), *_sources(name), sep="\n")
+    print(_table(name, size, layers, total, printing()), *_sources(name), sep="\n")
 
 
 def _sources(name: str) -> Iterator[str]:

@@ -64,7 +64,7 @@ def inspect(
     """
     from rich.console import Console
 
-    from ghostnets.cli.terminal import inspection_summary, interrupts, watching
+    from ghostnets.cli.terminal import inspection_summary, interrupts, printing, watching
     from ghostnets.inspection import images_for, opened, take
     from ghostnets.inspection import inspect as run
 
@@ -95,7 +95,7 @@ def inspect(
     if as_json:
         print(json.dumps(to_json(record), indent=1))
     else:
-        print(inspection_summary(record, Console(highlight=False)), f"report: {out / 'report.html'}", sep="\n")
+        print(inspection_summary(record, printing()), f"report: {out / 'report.html'}", sep="\n")
 
 
 def _name(model: str) -> str:

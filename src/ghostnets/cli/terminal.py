@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,6 +20,9 @@ from ghostnets.records import Bench, Inspection, Quality, TrainRecord, UpgradeRe
 from ghostnets.report import bench_tables, tables
 from ghostnets.report.tables import Cell
 
+WIDE = 200
+"""Columns."""
+
 TERMINAL = ("maps", "size", "explained", "≤ 5 %", "≤ 10 %", "effective", "ms")
 """Columns of an inspection that fit beside a layer's name."""
 
@@ -29,6 +33,11 @@ SHOWN_NOTES = 10
 
 SHOWN_CLASSES = 100
 """Rows that a person still reads."""
+
+
+def printing() -> Console:
+    """For what goes to standard output; a file or a pipe has no width of its own."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
 
 
 @contextmanager

@@ -92,7 +92,7 @@ def train(
 
     from rich.console import Console
 
-    from ghostnets.cli.terminal import interrupts, train_line, train_summary, watching
+    from ghostnets.cli.terminal import interrupts, printing, train_line, train_summary, watching
     from ghostnets.trainer import TrainRequest, read_request
     from ghostnets.trainer import train as run
     from ghostnets.training.native import keep_memory
@@ -148,7 +148,7 @@ def train(
         print(json.dumps(to_json(record), indent=1))
     else:
         print(
-            train_summary(record, Console(highlight=False)),
+            train_summary(record, printing()),
             f"network: {out}",
             f"report: {out / 'report.html'}",
             sep="\n",

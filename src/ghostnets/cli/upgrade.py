@@ -85,7 +85,7 @@ def upgrade(
 
     from rich.console import Console
 
-    from ghostnets.cli.terminal import event_line, interrupts, summary, watching
+    from ghostnets.cli.terminal import event_line, interrupts, printing, summary, watching
     from ghostnets.pipeline import upgrade as run
 
     use_threads(threads)
@@ -117,7 +117,7 @@ def upgrade(
     if as_json:
         print(_text(done.record))
     else:
-        print(summary(done.record, Console(highlight=False)), f"report: {out / 'report.html'}", sep="\n")
+        print(summary(done.record, printing()), f"report: {out / 'report.html'}", sep="\n")
 
 
 def _text(record: object) -> str:

@@ -56,7 +56,7 @@ def validate(
     """
     from rich.console import Console
 
-    from ghostnets.cli.terminal import quality_summary
+    from ghostnets.cli.terminal import printing, quality_summary
     from ghostnets.validation import validate as run
 
     use_threads(threads)
@@ -75,7 +75,7 @@ def validate(
     if as_json:
         print(json.dumps(told, indent=1))
     else:
-        print(quality_summary(found, f"{network}, {data}", Console(highlight=False)))
+        print(quality_summary(found, f"{network}, {data}", printing()))
 
 
 def _keep(path: Path, told: dict[str, Any]) -> None:
