@@ -7,17 +7,18 @@ import ctypes
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from ghostnets.deploy.c.generation import Generated
 from ghostnets.deploy.c.program import LIBRARY, Program
 from ghostnets.deploy.c.target import TARGETS, native
 from ghostnets.deploy.graph import Conv, Graph, Operation
-from ghostnets.deploy.reference import outputs
+from ghostnets.deploy.reference import STEPS, outputs
 
 NEAR = 1e-5
 """Of a value's largest number, in float32."""
@@ -88,13 +89,17 @@ def error(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def wrong(program: Program, generated: Generated, image: np.ndarray, *, threads: int = 1) -> list[str]:
-    """What a program gets wrong for an image (C, H, W): of a debug build every layer, else the answer. All is float64's."""
+    """What a program gets wrong for an image (C, H, W): the answer, and of a debug build every layer, given what the program
+    itself made of the layers before. All beside float64.
+    """
     before: Graph = generated.graphs[-2][1]
     truth = outputs(before, image)
     answer = answered(program, generated, image, threads=threads)
     found = [("the answer", answer.reshape(truth[before.output].shape), truth[before.output])]
     if generated.options.debug:
-        found = [*((name, value, truth[name]) for name, value in stored(program, generated)), *found]
+        kept = dict(stored(program, generated))
+        steps = beside(before, image, kept)
+        found = [*((name, value, steps[name]) for name, value in kept.items()), *found]
     lines = {operation.output: line for operation, line in zip(before.operations, before.lines(), strict=True)}
     allowed = {step.output: NEAR * _terms(step) for step in before.operations}
     allowed["the answer"] = tolerance(before)
@@ -103,6 +108,17 @@ def wrong(program: Program, generated: Generated, image: np.ndarray, *, threads:
         for name, value, expected in found
         if not (off := error(value, expected)) <= allowed[name]
     ]
+
+
+@torch.no_grad()
+def beside(graph: Graph, image: np.ndarray, kept: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Every value of the graph in float64, computed from those that were kept: so that no layer answers for another's rounding."""
+    given, made = {graph.input: torch.from_numpy(image).double()[None]}, {}
+    for step in graph.operations:
+        value = STEPS[type(step)](step, *(given[name] for name in step.inputs))
+        made[step.output] = value[0].numpy()
+        given[step.output] = torch.from_numpy(kept[step.output]).double()[None] if step.output in kept else value
+    return made
 
 
 def tolerance(graph: Graph) -> float:
