@@ -44,7 +44,7 @@ NETWORKS: dict[str, tuple[str, int, float]] = {
 runtime it was to be.
 """
 
-TARGETS, COMPILED = "c,openvino,onnxruntime,torch", ("ghostnet_100", "mobilenet_v2", "ghost_resnet56", "resnet50")
+TARGETS, COMPILED = "c,openvino,onnxruntime,torch", ("ghostnet_100", "ghost_resnet56")
 """What races, and where PyTorch's compiler races too: it takes minutes for each."""
 
 AVX2 = "ghostnet_100"
