@@ -144,7 +144,7 @@ def _where(records: dict[str, dict[str, Any]]) -> dict[str, str]:
     own = first["environment"]
     versions = {row["target"]: row["version"] for row in first["rows"]}
     return {
-        "machine": f"{own['cpu']}, {own['instructions']}, {own['cores']} cores; at most "
+        "machine": f"{own['cpu']}, {', '.join(own['instructions'])}, {own['cores']} cores; at most "
         + ", ".join(f"{peak:.0f} GFLOP/s with {n} thread{'s' * (n != '1')}" for n, peak in first["peak_gflops"].items()),
         "software": f"{own['compiler']}; " + ", ".join(f"{name} {version}" for name, version in versions.items() if version),
         "revision": ", ".join(dict.fromkeys(record["environment"]["revision"] for record in records.values())),

@@ -61,7 +61,7 @@ QUOTED: dict[Axis, tuple[Point, ...]] = {"macs": QUOTED_MACS, "latency": QUOTED_
 LOOKS: dict[str, tuple[str, str]] = {
     "GhostNet": (VERMILLION, "o"), "MobileNetV3-L": (BLUE, "s"), "MobileNetV3-S": (BLUE, "D"), "MobileNetV2": ("#009e73", "^"),
     "MobileNetV1": ("#009e73", "v"), "ShuffleNetV2": (ORANGE, "P"), "ProxylessNAS": ("#cc79a7", "X"), "FBNet": ("#56b4e9", "h"),
-    "MnasNet": ("#8c6d1f", "*"), "GhostNetV2": (VERMILLION, "d"), "SqueezeNet": (INK, "H"), "ResNet-56": (BLUE, "<"),
+    "MnasNet": ("#8c6d1f", "*"), "GhostNetV2": (VERMILLION, "d"), "ResNet-56": (BLUE, "<"),
     "Ghost-ResNet-56": (VERMILLION, ">"), "pruned ResNet-56": ("#009e73", "8"),
 }  # fmt: skip
 """Colour (Okabe and Ito's) and marker of each family: one of the two is enough."""
