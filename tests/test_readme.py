@@ -60,6 +60,7 @@ def test_command_lines_parse(words: list[str], tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow  # upgrades, trains and compiles
 def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In one namespace and one empty folder, from top to bottom, as a reader would."""
     monkeypatch.chdir(tmp_path)

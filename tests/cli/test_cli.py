@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 
 from ghostnets.models.catalog import create_model
 from ghostnets.records import is_partial
+from verbs import ghostnets
 
 TINY = Path(__file__).parents[1] / "tiny.py"
 COMMAND = [sys.executable, "-c", "from ghostnets.cli.app import main; main()"]
@@ -265,7 +266,7 @@ REFUSED = {
 def test_bad_input_is_one_sentence_and_leaves_nothing(words: str, message: str, inputs: Path) -> None:
     before = {path for path in inputs.rglob("*") if path.name != "__pycache__"}
     out = [] if "--out" in words else ["--out", "out"]
-    done = run(inputs, "upgrade", *words.split(), *out)
+    done = ghostnets(inputs, "upgrade", *words.split(), *out)
     lines = done.stderr.splitlines()
     assert re.fullmatch(f"ghostnets: {message}.*", lines[-1]), done.stderr
     assert done.returncode == 2

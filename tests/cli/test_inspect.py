@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from verbs import ghostnets
+
 COMMAND = [sys.executable, "-m", "ghostnets"]
 NET = Path(__file__).parents[1] / "tiny.py"
 
@@ -74,7 +76,7 @@ def test_a_network_and_photographs_of_one_s_own(tmp_path: Path) -> None:
 def test_careless_input_gets_a_sentence_and_leaves_nothing(tmp_path: Path, words: list[str], message: str) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "a.txt").write_text("mine")
-    done = run(tmp_path, "inspect", *words)
+    done = ghostnets(tmp_path, "inspect", *words)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert message in " ".join(done.stderr.split())

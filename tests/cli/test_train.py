@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 import ghostnets
+import verbs
 from ghostnets.models.catalog import create_model
 from ghostnets.training.data import load_dataset, normalise
 
@@ -229,13 +230,15 @@ def test_finetuning_starts_from_trained_weights(tmp_path: Path) -> None:
         (["validate", "resnet20.digits", "--data", "digits", "--results-file", "full/a.csv"], "is another table"),
     ],
 )
-def test_what_does_not_fit_is_one_sentence(tmp_path: Path, words: list[str], message: str, data_root: Path) -> None:
+def test_what_does_not_fit_is_one_sentence(
+    tmp_path: Path, words: list[str], message: str, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "a.txt").write_text("mine")
     if "full/a.csv" in words:
         (tmp_path / "full" / "a.csv").write_text("other,columns\n1,2\n")
-    env = {**os.environ, "GHOSTNETS_DATA": str(data_root)}
-    done = subprocess.run([*COMMAND, *words], cwd=tmp_path, capture_output=True, text=True, check=False, env=env)
+    monkeypatch.setenv("GHOSTNETS_DATA", str(data_root))
+    done = verbs.ghostnets(tmp_path, *words)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr

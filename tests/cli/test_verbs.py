@@ -17,6 +17,7 @@ from PIL import Image
 
 from ghostnets.models.catalog import create_model, list_models
 from ghostnets.training.data import load_dataset
+from verbs import ghostnets
 
 COMMAND = [sys.executable, "-c", "from ghostnets.cli.app import main; main()"]
 DIGITS = "resnet20.digits"
@@ -105,7 +106,7 @@ def test_a_folder_gives_a_table_and_a_file_words(album: Path) -> None:
 )
 def test_bad_input_in_one_sentence(words: list[str], said: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    done = run(tmp_path, *words)
+    done = ghostnets(tmp_path, *words)
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr
