@@ -107,7 +107,7 @@ def render(records: Records) -> str:
         replanned=replanned,
         bars=_bars(done, pairings, times),
         timed=bool(times),
-        layers=[_layer(site, pairings.get(site.name), records.maps) for site in done],
+        layers=[_layer(site, pairings.get(site.name), records.maps, times) for site in done],
         columns=tables.filled_columns(rows),
         rows=rows,
         totals=tables.totals(upgrade),
@@ -202,7 +202,7 @@ def _words(site: Outcome) -> str:
     return f"Ghost module, ratio {site.ratio}, {site.kernel}×{site.kernel}, {macs}; {site.reason}"
 
 
-def _layer(site: Outcome, pairing: Pairing | None, maps: Arrays) -> dict[str, Any]:
+def _layer(site: Outcome, pairing: Pairing | None, maps: Arrays, times: tables.Times) -> dict[str, Any]:
     """Who makes whom in one layer, by the places of its maps and the original's channels."""
 
     def source(k: int) -> tuple[int, str]:
@@ -215,7 +215,7 @@ def _layer(site: Outcome, pairing: Pairing | None, maps: Arrays) -> dict[str, An
         return place, f"{carried} is a ghost of map {place}, made by a {site.kernel}×{site.kernel} filter."
 
     channels = len(pairing.order) if pairing else len(maps.get(f"layer:{site.name}#", ()))
-    return layer_data(maps, site.name, _words(site), channels, source)
+    return layer_data(maps, site.name, _words(site) + _took(site, times), channels, source)
 
 
 def _curves(events: Sequence[dict[str, Any]]) -> list[Curve]:
