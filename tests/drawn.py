@@ -154,6 +154,27 @@ def convolutions(draw: st.DrawFn) -> Layer:
 
 
 @st.composite
+def tiled(draw: st.DrawFn) -> Layer:
+    """3x3, one after another, most over whole vectors of channels; some have a map added before the activation."""
+    channels = draw(st.lists(st.sampled_from((16, 32, 48, 1, 7, 20)), min_size=2, max_size=4))
+    size, activation, added = (
+        draw(st.tuples(st.integers(1, 17), st.integers(1, 35))),
+        draw(activations),
+        draw(st.booleans()),
+    )
+
+    def layer(draft: Draft) -> None:
+        made = draft.map(channels[0], *size, draft_activation(draft))
+        for count in channels[1:]:
+            made = draft.conv(made, count, (3, 3), padding=(1, 1, 1, 1), activation=None if added else activation)
+            if added:
+                other = draft.map(*draft.shapes[made])
+                made = draft.add(Combine, *_shuffled(draft, made, other), shape=draft.shapes[made], kind="add", activation=activation)  # fmt: skip
+
+    return layer
+
+
+@st.composite
 def depthwise(draw: st.DrawFn) -> Layer:
     """One to three filters for each channel; the next convolution reads them all."""
     kernel, stride = draw(st.tuples(st.integers(1, 5), st.integers(1, 5))), draw(pairs)
@@ -341,6 +362,7 @@ def _shuffled(draft: Draft, *names: str) -> tuple[str, ...]:
 
 
 FAMILIES: dict[str, st.SearchStrategy[Layer]] = {
+    "tiled": tiled(),
     "convolutions": convolutions(),
     "depthwise": depthwise(),
     "pools": pools(),

@@ -18,7 +18,7 @@ import drawn
 from ghostnets.deploy.c import generation, lower
 from ghostnets.deploy.c.choice import sizes_in_lines
 from ghostnets.deploy.c.generation import Generated, Options, from_graph
-from ghostnets.deploy.c.kernels import convolution
+from ghostnets.deploy.c.kernels import convolution, line_winograd, winograd
 from ghostnets.deploy.c.program import Program
 from ghostnets.deploy.c.schedule import scheduled
 from ghostnets.deploy.c.target import Target
@@ -55,16 +55,26 @@ def check(data: st.DataObject, graph: Graph, target: str) -> None:
     layout, simplified = data.draw(st.sampled_from(sorted(LAYOUTS)), "layout"), data.draw(st.booleans(), "simplified")
     debug, rings = data.draw(st.booleans(), "debug"), data.draw(st.booleans(), "rings")
     streamed, threads = data.draw(st.booleans(), "streamed"), data.draw(st.sampled_from((1, 2, 3)), "threads")
+    tiled = data.draw(st.booleans(), "tiled")
     compiler = data.draw(st.sampled_from(COMPILERS), "compiler")
     wrongs = wrongs_of(
-        graph, target, layout, compiler, threads, simplified=simplified, debug=debug, rings=rings, streamed=streamed
+        graph,
+        target,
+        layout,
+        compiler,
+        threads,
+        simplified=simplified,
+        debug=debug,
+        rings=rings,
+        streamed=streamed,
+        tiled=tiled,
     )
     assert not wrongs
 
 
 def wrongs_of(
     graph: Graph, target: str, layout: str, compiler: str, threads: int = 1, *,
-    simplified: bool, debug: bool, rings: bool, streamed: bool = False,
+    simplified: bool, debug: bool, rings: bool, streamed: bool = False, tiled: bool = False,
 ) -> list[str]:  # fmt: skip
     """What the program gets wrong."""
     image = np.random.default_rng(0).normal(size=graph.input_shape).astype(np.float32)
@@ -76,6 +86,9 @@ def wrongs_of(
             patch.setattr(generation, "scheduled", partial(scheduled, ring_from=1))
         if streamed:
             patch.setattr(convolution, "STREAMED_FROM", 1)
+        if tiled:
+            patch.setattr(winograd.Plan, "cycles", lambda *_: 0)
+            patch.setattr(line_winograd.Plan, "cycles", lambda *_: 0)
         program = from_graph(graph, Options(target=target, debug=debug))
         path = library(program, Path(folder), compiler)
         return wrong(Program(path, threads=threads), program, image, threads=threads)

@@ -16,7 +16,9 @@ from ghostnets.deploy.c.kernels import (
     line_depthwise,
     line_elementwise,
     line_pooling,
+    line_winograd,
     pooling,
+    winograd,
 )
 from ghostnets.deploy.c.kernels.text import Kernel
 from ghostnets.deploy.c.layout import Buffer, View
@@ -45,6 +47,8 @@ class Call:
     """Vectors of a tile, and rows that it likes to compute together."""
     parts: int = 0
     """Floats of a result of which each thread may find a part, from its own rows, so that the parts are added; 0: not so."""
+    scratch: int = 0
+    """Floats that the kernel needs for itself."""
 
 
 def calls(step: Step, buffers: dict[str, Buffer], target: Target) -> list[Call]:
@@ -138,7 +142,9 @@ def rows_at_a_time(step: Step, buffers: dict[str, Buffer], target: Target) -> in
     if operation.depthwise:
         return line_depthwise.rows_of(operation) if lines else 1
     if lines:
-        return 1
+        return line_winograd.ROWS if _line_winograd(step, operation, buffers, target) else 1
+    if (plan := _winograd(step, operation, buffers, target)) is not None:
+        return plan.rows
     return max(tiles.tile.rows for _, tiles in _tiled(step, operation, buffers, target))
 
 
@@ -151,6 +157,27 @@ def _dense(step: Step, conv: Conv, buffers: dict[str, Buffer], target: Target) -
     other = buffers[added.buffer] if added is not None else None
     if writes.lines:
         group = line_convolution.group_of(conv, read, write, reads, writes)
+        if (plan := line_winograd.planned(conv, group, reads, target)) is not None:
+            made = line_winograd.kernel(
+                conv,
+                group,
+                plan,
+                reads=reads,
+                writes=writes,
+                other=other,
+                target=target,
+                lead=_leads(step, writes, target),
+            )
+            return [
+                Call(
+                    kernel=made,
+                    reads=group.start,
+                    other=group.base + int(added.offsets[0] - write.offsets[0]) if added is not None else 0,
+                    writes=group.base,
+                    weights=line_winograd.packed(conv, group, plan),
+                    scratch=line_winograd.scratch(group, reads, target),
+                )
+            ]
         inputs = conv.weight[0].size
         tiles = line_convolution.tile_of(len(group.outputs), conv.shape[2], inputs, target)
         return [
@@ -171,6 +198,18 @@ def _dense(step: Step, conv: Conv, buffers: dict[str, Buffer], target: Target) -
                 weights=convolution.packed(conv, group, tiles.column_parts),
             )
         ]
+    if (plan := _winograd(step, conv, buffers, target)) is not None:
+        (group,) = convolution.groups_of(conv, read, write, 1, target)
+        return [
+            Call(
+                kernel=winograd.kernel(conv, plan, reads=reads, writes=writes, other=other, target=target),
+                reads=group.start,
+                other=group.base + int(added.offsets[0] - write.offsets[0]) if added is not None else 0,
+                writes=group.base,
+                weights=winograd.packed(conv, group, plan, target),
+                scratch=winograd.scratch(conv, plan, target),
+            )
+        ]
     found = []
     for group, tiles in _tiled(step, conv, buffers, target):
         found.append(
@@ -186,6 +225,21 @@ def _dense(step: Step, conv: Conv, buffers: dict[str, Buffer], target: Target) -
             )
         )
     return found
+
+
+def _line_winograd(step: Step, conv: Conv, buffers: dict[str, Buffer], target: Target) -> line_winograd.Plan | None:
+    read, write = step.reads[0], step.write
+    assert read is not None
+    assert write is not None
+    reads, writes = buffers[read.buffer], buffers[write.buffer]
+    return line_winograd.planned(conv, line_convolution.group_of(conv, read, write, reads, writes), reads, target)
+
+
+def _winograd(step: Step, conv: Conv, buffers: dict[str, Buffer], target: Target) -> winograd.Plan | None:
+    read, write = step.reads[0], step.write
+    assert read is not None
+    assert write is not None
+    return winograd.planned(conv, read, write, buffers[read.buffer], target)
 
 
 def _tiled(

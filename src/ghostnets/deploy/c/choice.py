@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from ghostnets.deploy.c.kernels import convolution, line_convolution
+from ghostnets.deploy.c.kernels import convolution, line_convolution, line_winograd, winograd
 from ghostnets.deploy.c.target import Target
 from ghostnets.deploy.graph import Conv, Graph
 
@@ -49,7 +49,10 @@ def _costs(conv: Conv, target: Target) -> dict[str, float]:
     if conv.groups > 1:
         each = DEPTHWISE * inputs * height
         return {"lines": each * channels * columns, "last": each * vectors * width}
+    in_lines, last = line_winograd.worth(conv, target), winograd.worth(conv, target)
+    usual = height * line_convolution.tile_of(channels, width, inputs, target).cycles(inputs)
+    usual_last = convolution.tiling(width, height, vectors, inputs, target).cycles(inputs)
     return {
-        "lines": height * line_convolution.tile_of(channels, width, inputs, target).cycles(inputs),
-        "last": convolution.tiling(width, height, vectors, inputs, target).cycles(inputs),
+        "lines": in_lines.cycles(conv, target) if in_lines else usual,
+        "last": last.cycles(conv, target) if last else usual_last,
     }

@@ -58,6 +58,7 @@ def written(schedule: Schedule, shared: Schedule, target: Target) -> Source:
     kernels = _Kernels()
     lines: list[str] = []
     steps: list[Step] = []
+    scratch = 0
     for stage in schedule.stages:
         own = [kernels.calls(step, schedule, target) for step in stage.steps]
         if len(stage.steps) == 1:
@@ -66,15 +67,19 @@ def written(schedule: Schedule, shared: Schedule, target: Target) -> Source:
             rows = [_lines(step, made, schedule) for step, made in zip(stage.steps, own, strict=True)]
             lines += _stage_lines(stage, rows, len(steps))
         steps += stage.steps
+        scratch = max(scratch, *(call.scratch for made in own for _, call, _ in made))
     weights = np.concatenate([np.zeros(0, np.float32), *kernels.weights])
     text = "\n".join(kernels.texts)
     kernels.rewind()
     called = [kernels.calls(step, shared, target) for step in steps]
-    arena_many = -(-(shared.floats + 4 * target.lanes) // ALIGNMENT) * ALIGNMENT
-    each = max(call.parts for own in called for _, call, _ in own)
-    many: list[str] = []
+    arena, arena_many = (_aligned(one.floats + 4 * target.lanes) for one in (schedule, shared))
+    each = _aligned(max(scratch, *(call.parts for own in called for _, call, _ in own)))
+    parts = f"a + {arena_many}"
+    many = [f"float *const own = {parts} + (size_t)t * {each};"] if each else []
     for number, (step, own) in enumerate(zip(steps, called, strict=True)):
-        many += [*_shared(step, own, shared, target, arena_many), f"ALL_DONE({number})"]
+        many += [*_shared(step, own, shared, target, f"{parts}, {each}"), f"ALL_DONE({number})"]
+    if scratch:
+        lines = [f"float *const own = a + {arena};", *lines]
     body = _indented(lines)
     buffers = (*schedule.buffers.values(), *shared.buffers.values())
     margin = max(target.round_up(buffer.left * buffer.pixel) + target.lanes for buffer in buffers)
@@ -88,10 +93,15 @@ def written(schedule: Schedule, shared: Schedule, target: Target) -> Source:
         key=int.from_bytes(hashlib.sha256((text + body).encode()).digest()[:8], "little"),
         zeros=max(buffer.row for buffer in buffers) + margin + 4 * target.lanes,
         margin=margin,
-        arena=schedule.floats + 4 * target.lanes,
+        arena=arena + _aligned(scratch),
         arena_many=arena_many,
-        arena_each=-(-each // ALIGNMENT) * ALIGNMENT,
+        arena_each=each,
     )
+
+
+def _aligned(floats: int) -> int:
+    """As many or more, in whole cache lines."""
+    return -(-floats // ALIGNMENT) * ALIGNMENT
 
 
 class _Kernels:
@@ -113,7 +123,7 @@ class _Kernels:
                 self._names[anonymous] = name
                 self.texts.append(call.kernel.named(name))
             found.append((self._names[anonymous], call, self._at))
-            whole = -(-len(call.weights) // ALIGNMENT) * ALIGNMENT
+            whole = _aligned(len(call.weights))
             self.weights.append(np.pad(call.weights, (0, whole - len(call.weights))))
             self._at += whole
         return found
@@ -149,7 +159,7 @@ def _arguments(step: Step, schedule: Schedule, call: Call, weights: int, **bound
         "in": place(step.reads[0], call.reads, "in"),
         "out": place(step.write, call.writes, "out"),
         "w": f"w + {weights}",
-        "y0": "0", "y1": str(_height(step, call)), "n0": "0", "n1": str(call.tiles),
+        "y0": "0", "y1": str(_height(step, call)), "n0": "0", "n1": str(call.tiles), "scratch": "own",
         **bounds,
     }  # fmt: skip
     if len(step.reads) > 1:
@@ -184,20 +194,19 @@ def _alone(step: Step, own: list[tuple[str, Call, int]], schedule: Schedule, num
 
 
 def _shared(
-    step: Step, own: list[tuple[str, Call, int]], schedule: Schedule, target: Target, parts: int
+    step: Step, own: list[tuple[str, Call, int]], schedule: Schedule, target: Target, parts: str
 ) -> Iterator[str]:
-    """A step's calls on the share of thread t: rows, or tiles of channels where there are few rows or many weights; what
-    threads find in parts lies at ``parts`` in the arena before it is added up.
+    """A step's calls on the share of thread t: rows, or tiles of channels where there are few rows or many weights; ``parts``
+    says where the first thread's own memory begins, and how far it is to the next one's.
     """
     yield _about(step)
     rows = rows_at_a_time(step, schedule.buffers, target)
     for name, call, at in own:
         one = partial(_called, name, step, schedule, call, at)
         if call.parts:
-            mine = f"a + {parts} + (size_t)t * {call.parts}"
-            yield one(out=mine, **_shares("y", f"share({_height(step, call)}, 1, {{}}, threads)"))
+            yield one(out="own", **_shares("y", f"share({_height(step, call)}, 1, {{}}, threads)"))
             whole = _arguments(step, schedule, call, at)["out"]
-            yield f"meet(all); if (t == 0) gathered(a + {parts}, {whole}, {call.parts}, threads);"
+            yield f"meet(all); if (t == 0) gathered({parts}, {whole}, {call.parts}, threads);"
         elif "n0" in call.kernel.arguments and step.height == 1:
             yield one(**_shares("n", f"share({call.tiles}, 1, {{}}, threads)"))
         elif "n0" in call.kernel.arguments and _by_tiles(call):

@@ -56,11 +56,11 @@ def kernel(
     ]
     if other is not None:
         setup.append(f"const float *q = {row_inside('other', 'y', other)};")
-    vector_parts = _vector_parts(tiles, writes.width, target)
+    along = vector_parts(tiles, writes.width, target)
     calls, parts = [], {}
     for count in dict.fromkeys(tiles.column_parts):
         lines = []
-        for first, vectors, rest in vector_parts:
+        for first, vectors, rest in along:
             name = f"NAME_{count}x{vectors}" + (f"_{rest}" if rest else "")
             parts[name] = _tile_text(conv, group, count, vectors, rest, name, writes, other, target)
             shift = first * target.lanes
@@ -96,7 +96,7 @@ def clears(writes: Buffer, lines: int, target: Target, *, lead: bool) -> list[st
     return found
 
 
-def _vector_parts(tiles: Tiling, width: int, target: Target) -> list[tuple[int, int, int]]:
+def vector_parts(tiles: Tiling, width: int, target: Target) -> list[tuple[int, int, int]]:
     """The vectors of a row in tiles: the first, how many, and the places in the last one where it is not full."""
     found, at = [], 0
     for vectors in tiles.vector_parts:

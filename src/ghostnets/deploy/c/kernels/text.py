@@ -13,6 +13,7 @@ ARGUMENTS = {
     "other": "const float *other",
     "w": "const float *w",
     "out": "float *out",
+    "scratch": "float *scratch",
     "y0": "int y0",
     "y1": "int y1",
     "n0": "int n0",

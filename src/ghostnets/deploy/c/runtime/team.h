@@ -54,11 +54,11 @@ INLINE int cut(int channels, int v, int n, int rows, int block, int thread, int 
   return y < rows ? (int)y : rows;
 }
 
-/* What each thread has found for its own rows, added up. */
-INLINE void gathered(const float *parts, float *out, int floats, int threads) {
+/* What each thread has found for its own rows, in memory of its own, added up. */
+INLINE void gathered(const float *parts, size_t each, float *out, int floats, int threads) {
   for (int i = 0; i < floats; i += LANES) {
     vec s = load(parts + i);
-    for (int t = 1; t < threads; t++) s += load(parts + (size_t)t * floats + i);
+    for (int t = 1; t < threads; t++) s += load(parts + (size_t)t * each + i);
     store(out + i, s);
   }
 }
