@@ -384,11 +384,7 @@ def _record(run: Run, student: nn.Module, planned: Plan, before: float, command:
 def _site_times(run: Run, student: nn.Module, planned: Plan) -> dict[str, dict[str, float]]:
     """Milliseconds that each site takes on one image, with its norm and activation, before and after."""
     before = {layer.name: layer.end for layer in layers_of(run.original, run.example)}
-    after = {layer.name: layer.end for layer in layers_of(student, run.example)}
-    ends = {
-        decision.name: Place(decision.name) if decision.decision == "ghost" else after[decision.name]
-        for decision in planned.decisions
-    }
+    ends = _ends(student, planned, run.example)
     own = times(run.original, {name: before[name] for name in ends}, run.example)
     new = times(student, ends, run.example)
     return {name: {"before_ms": round(own[name], 4), "after_ms": round(new[name], 4)} for name in ends}
@@ -397,14 +393,21 @@ def _site_times(run: Run, student: nn.Module, planned: Plan) -> dict[str, dict[s
 def _maps(run: Run, student: nn.Module, planned: Plan) -> Arrays:
     """What the upgraded network's layers make of one training image, small and grey, for the page."""
     image = normalise(run.train.pixels[:1], run.dataset.mean, run.dataset.std)
-    ends = {layer.name: layer.end for layer in layers_of(student, image)}
+    ends = _ends(student, planned, image)
     places = {
-        decision.name: (Place(decision.name), chosen_ghosts(site.out_channels, decision.ratio))
-        if decision.decision == "ghost"
-        else (ends[decision.name], chosen_ghosts(site.out_channels, 1))
+        f"layer:{decision.name}": (ends[decision.name], chosen_ghosts(site.out_channels, decision.ratio))
         for decision, site in zip(planned.decisions, run.anatomy.sites, strict=True)
     }
-    return thumbnails(student, image, {f"layer:{name}": place for name, place in places.items()})
+    return thumbnails(student, image, places)
+
+
+def _ends(student: nn.Module, planned: Plan, image: Tensor) -> dict[str, Place]:
+    """Who gives out the maps of each site of the upgraded network."""
+    ends = {layer.name: layer.end for layer in layers_of(student, image)}
+    return {
+        decision.name: Place(decision.name) if decision.decision == "ghost" else ends[decision.name]
+        for decision in planned.decisions
+    }
 
 
 def _folded(run: Run, **networks: nn.Module) -> dict[str, nn.Module]:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from ghostnets.cli.arguments import figures_of, image_size_of, use_threads
+from ghostnets.cli.arguments import figures_of, image_size_of, short_name, use_threads
 from ghostnets.errors import UserError
 from ghostnets.folder import check_seed
 from ghostnets.records import to_json
@@ -88,7 +88,7 @@ def inspect(
 
     with watching(console) as tell, interrupts() as check:
         record = run(
-            network.model, pixels, out, mean=network.mean, std=network.std, model_name=_name(model),
+            network.model, pixels, out, mean=network.mean, std=network.std, model_name=short_name(model),
             data_name=data or ", ".join(map(str, images)), layer=layer, kernel=kernel, seed=seed,
             beside=opened(beside, trust_code=trust_code).model if beside is not None else None, command=["ghostnets", *sys.argv[1:]], progress=progress,
         )  # fmt: skip
@@ -96,8 +96,3 @@ def inspect(
         print(json.dumps(to_json(record), indent=1))
     else:
         print(inspection_summary(record, printing()), f"report: {out / 'report.html'}", sep="\n")
-
-
-def _name(model: str) -> str:
-    """Without the folder that a file or an upgrade lies in."""
-    return Path(model).name if Path(model.partition(":")[0]).exists() else model

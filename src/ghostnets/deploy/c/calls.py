@@ -148,6 +148,26 @@ def rows_at_a_time(step: Step, buffers: dict[str, Buffer], target: Target) -> in
     return max(tiles.tile.rows for _, tiles in _tiled(step, operation, buffers, target))
 
 
+def _call(
+    step: Step, kernel: Kernel, start: int, base: int, weights: np.ndarray, *, scratch: int = 0,
+    tiles: convolution.Tiling | None = None,
+) -> Call:  # fmt: skip
+    """A convolution's, from its first input ``start`` to its first output ``base``; what is added lies as what is written."""
+    write, added = step.write, step.reads[1] if len(step.reads) > 1 else None
+    assert write is not None
+    counted = {} if tiles is None else {"tiles": len(tiles.vector_parts), "vectors": tiles.vectors}
+    return Call(
+        kernel=kernel,
+        reads=start,
+        other=base + int(added.offsets[0] - write.offsets[0]) if added is not None else 0,
+        writes=base,
+        weights=weights,
+        tile=(tiles.tile.vectors, tiles.tile.rows) if tiles is not None else (1, 1),
+        scratch=scratch,
+        **counted,
+    )
+
+
 def _dense(step: Step, conv: Conv, buffers: dict[str, Buffer], target: Target) -> list[Call]:
     read, write = step.reads[0], step.write
     assert read is not None
@@ -156,74 +176,28 @@ def _dense(step: Step, conv: Conv, buffers: dict[str, Buffer], target: Target) -
     added = step.reads[1] if len(step.reads) > 1 else None
     other = buffers[added.buffer] if added is not None else None
     if writes.lines:
-        group = line_convolution.group_of(conv, read, write, reads, writes)
+        group, lead = line_convolution.group_of(conv, read, write, reads, writes), _leads(step, writes, target)
         if (plan := line_winograd.planned(conv, group, reads, target)) is not None:
-            made = line_winograd.kernel(
-                conv,
-                group,
-                plan,
-                reads=reads,
-                writes=writes,
-                other=other,
-                target=target,
-                lead=_leads(step, writes, target),
+            kernel = line_winograd.kernel(
+                conv, group, plan, reads=reads, writes=writes, other=other, target=target, lead=lead
             )
-            return [
-                Call(
-                    kernel=made,
-                    reads=group.start,
-                    other=group.base + int(added.offsets[0] - write.offsets[0]) if added is not None else 0,
-                    writes=group.base,
-                    weights=line_winograd.packed(conv, group, plan),
-                    scratch=line_winograd.scratch(group, reads, target),
-                )
-            ]
-        inputs = conv.weight[0].size
-        tiles = line_convolution.tile_of(len(group.outputs), conv.shape[2], inputs, target)
-        return [
-            Call(
-                kernel=line_convolution.kernel(
-                    conv,
-                    group,
-                    tiles,
-                    reads=reads,
-                    writes=writes,
-                    other=other,
-                    target=target,
-                    lead=_leads(step, writes, target),
-                ),
-                reads=group.start,
-                other=group.base + int(added.offsets[0] - write.offsets[0]) if added is not None else 0,
-                writes=group.base,
-                weights=convolution.packed(conv, group, tiles.column_parts),
-            )
-        ]
+            weights, own = line_winograd.packed(conv, group, plan), line_winograd.scratch(group, reads, target)
+            return [_call(step, kernel, group.start, group.base, weights, scratch=own)]
+        tiles = line_convolution.tile_of(len(group.outputs), conv.shape[2], conv.weight[0].size, target)
+        kernel = line_convolution.kernel(
+            conv, group, tiles, reads=reads, writes=writes, other=other, target=target, lead=lead
+        )
+        return [_call(step, kernel, group.start, group.base, convolution.packed(conv, group, tiles.column_parts))]
     if (plan := _winograd(step, conv, buffers, target)) is not None:
         (group,) = convolution.groups_of(conv, read, write, 1, target)
-        return [
-            Call(
-                kernel=winograd.kernel(conv, plan, reads=reads, writes=writes, other=other, target=target),
-                reads=group.start,
-                other=group.base + int(added.offsets[0] - write.offsets[0]) if added is not None else 0,
-                writes=group.base,
-                weights=winograd.packed(conv, group, plan, target),
-                scratch=winograd.scratch(conv, plan, target),
-            )
-        ]
+        kernel = winograd.kernel(conv, plan, reads=reads, writes=writes, other=other, target=target)
+        weights, own = winograd.packed(conv, group, plan, target), winograd.scratch(conv, plan, target)
+        return [_call(step, kernel, group.start, group.base, weights, scratch=own)]
     found = []
     for group, tiles in _tiled(step, conv, buffers, target):
-        found.append(
-            Call(
-                kernel=convolution.kernel(conv, group, tiles, reads=reads, writes=writes, other=other, target=target),
-                reads=group.start,
-                other=group.base + int(added.offsets[0] - write.offsets[0]) if added is not None else 0,
-                writes=group.base,
-                weights=convolution.packed(conv, group, [target.lanes * vectors for vectors in tiles.vector_parts]),
-                tiles=len(tiles.vector_parts),
-                tile=(tiles.tile.vectors, tiles.tile.rows),
-                vectors=tiles.vectors,
-            )
-        )
+        kernel = convolution.kernel(conv, group, tiles, reads=reads, writes=writes, other=other, target=target)
+        weights = convolution.packed(conv, group, [target.lanes * vectors for vectors in tiles.vector_parts])
+        found.append(_call(step, kernel, group.start, group.base, weights, tiles=tiles))
     return found
 
 
@@ -273,35 +247,21 @@ def _depthwise(step: Step, conv: Conv, buffers: dict[str, Buffer], target: Targe
     reads, writes = buffers[read.buffer], buffers[write.buffer]
     added = step.reads[1] if len(step.reads) > 1 else None
     other = buffers[added.buffer] if added is not None else None
+    found = []
     if writes.lines:
-        return [
-            Call(
-                kernel=line_depthwise.kernel(
-                    conv,
-                    filters,
-                    reads=reads,
-                    writes=writes,
-                    other=other,
-                    target=target,
-                    lead=_leads(step, writes, target) and filters.base == write.start,
-                ),
-                reads=int(filters.sources[0]),
-                other=filters.base + int(added.offsets[0] - write.offsets[0]) if added is not None else 0,
-                writes=filters.base,
-                weights=line_depthwise.packed(conv, filters),
+        for filters in line_depthwise.filters_of(conv, read, write, writes):
+            lead = _leads(step, writes, target) and filters.base == write.start
+            kernel = line_depthwise.kernel(
+                conv, filters, reads=reads, writes=writes, other=other, target=target, lead=lead
             )
-            for filters in line_depthwise.filters_of(conv, read, write, writes)
-        ]
-    return [
-        Call(
-            kernel=depthwise.kernel(conv, filters, reads=reads, writes=writes, other=other, target=target),
-            reads=int(filters.sources[0]),
-            other=filters.base + int(added.offsets[0] - write.offsets[0]) if added is not None else 0,
-            writes=filters.base,
-            weights=depthwise.packed(conv, filters, target),
-        )
-        for filters in depthwise.filters_of(conv, read, write, target)
-    ]
+            weights = line_depthwise.packed(conv, filters)
+            found.append(_call(step, kernel, int(filters.sources[0]), filters.base, weights))
+        return found
+    for filters in depthwise.filters_of(conv, read, write, target):
+        kernel = depthwise.kernel(conv, filters, reads=reads, writes=writes, other=other, target=target)
+        weights = depthwise.packed(conv, filters, target)
+        found.append(_call(step, kernel, int(filters.sources[0]), filters.base, weights))
+    return found
 
 
 def _moves(step: Step, reads: Buffer, writes: Buffer, target: Target) -> list[tuple[int, int, int]]:

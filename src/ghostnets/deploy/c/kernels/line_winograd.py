@@ -16,6 +16,7 @@ from ghostnets.deploy.c.kernels.activation import activated
 from ghostnets.deploy.c.kernels.convolution import Group, Tiling
 from ghostnets.deploy.c.kernels.line_convolution import clears, tile_of, vector_parts
 from ghostnets.deploy.c.kernels.text import Kernel, block, row, row_inside, text
+from ghostnets.deploy.c.kernels.winograd import G, is_possible
 from ghostnets.deploy.c.layout import Buffer
 from ghostnets.deploy.c.target import Target
 from ghostnets.deploy.graph import Conv
@@ -28,8 +29,6 @@ VALUES = 4
 
 FORTH, BACK = 6, 6
 """Cycles that a vector of inputs, or of outputs, takes to be transformed: 4 loads, 4 or 6 sums, 4 or 2 stores."""
-
-_G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 
 
 @dataclass(frozen=True)
@@ -48,10 +47,9 @@ class Plan:
 
 def worth(conv: Conv, target: Target) -> Plan | None:
     """How a convolution would be done, where that takes less than the usual way."""
-    outputs, inputs, *kernel = conv.weight.shape
+    outputs, inputs = conv.weight.shape[:2]
     _, height, width = conv.shape
-    alike = kernel == [3, 3] and conv.stride == conv.dilation == (1, 1) and conv.padding == (1, 1, 1, 1)
-    if not alike or conv.groups > 1 or target.lanes == 1 or height < ROWS:
+    if not is_possible(conv, target) or height < ROWS:
         return None
     plan = Plan(tile_of(outputs, width, 3 * inputs, target))
     usual = height * tile_of(outputs, width, 9 * inputs, target).cycles(9 * inputs)
@@ -75,7 +73,7 @@ def _span(group: Group, reads: Buffer, target: Target) -> int:
 
 def packed(conv: Conv, group: Group, plan: Plan) -> np.ndarray:
     """For each tile of outputs the biases, then for each of the four values input after input, three columns of each."""
-    moved = np.einsum("ij,ocjx->icxo", _G, conv.weight.astype(np.float64))
+    moved = np.einsum("ij,ocjx->icxo", G, conv.weight.astype(np.float64))
     inputs = int(group.channels.max()) + 1
     dense = np.zeros((VALUES, inputs, 3, len(group.outputs)), np.float32)
     used = group.outputs >= 0

@@ -30,7 +30,14 @@ MOST_WEIGHTS = 2**18
 FORTH, BACK = 48, 33
 """Cycles that a vector of channels of one tile takes to be transformed, as counted: 16 or 16 loads, 32 or 24 sums, 16 or 4 stores."""
 
-_G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
+G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
+"""Makes four values of the three weights along one direction."""
+
+
+def is_possible(conv: Conv, target: Target) -> bool:
+    """Whether a convolution is one that F(2, 3) does, along one direction or both."""
+    alike = conv.weight.shape[2:] == (3, 3) and conv.stride == conv.dilation == (1, 1) and conv.padding == (1, 1, 1, 1)
+    return alike and conv.groups == 1 and target.lanes > 1
 
 
 @dataclass(frozen=True)
@@ -68,10 +75,9 @@ def planned(conv: Conv, read: View, write: View, reads: Buffer, target: Target) 
 
 def worth(conv: Conv, target: Target) -> Plan | None:
     """How a convolution would be done, where that takes less than the usual way."""
-    outputs, inputs, *kernel = conv.weight.shape
+    outputs, inputs = conv.weight.shape[:2]
     _, height, width = conv.shape
-    alike = kernel == [3, 3] and conv.stride == conv.dilation == (1, 1) and conv.padding == (1, 1, 1, 1)
-    if not alike or conv.groups > 1 or target.lanes == 1 or min(height, width) < 4:
+    if not is_possible(conv, target) or min(height, width) < 4:
         return None
     if inputs % target.lanes or outputs % target.lanes or VALUES * outputs * inputs > MOST_WEIGHTS:
         return None
@@ -96,7 +102,7 @@ def scratch(conv: Conv, plan: Plan, target: Target) -> int:
 
 def packed(conv: Conv, group: Group, plan: Plan, target: Target) -> np.ndarray:
     """For each tile of outputs the biases, then for each of the 16 values the weights of input after input."""
-    moved = np.einsum("aj,ocjk,bk->abco", _G, conv.weight.astype(np.float64), _G)
+    moved = np.einsum("aj,ocjk,bk->abco", G, conv.weight.astype(np.float64), G)
     moved = moved.reshape(VALUES, *moved.shape[2:])[:, np.argsort(group.channels)][:, :, group.outputs].astype(
         np.float32
     )
