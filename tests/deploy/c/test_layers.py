@@ -22,7 +22,7 @@ from ghostnets.deploy.c.kernels import convolution, line_winograd, winograd
 from ghostnets.deploy.c.program import Program
 from ghostnets.deploy.c.schedule import scheduled
 from ghostnets.deploy.c.target import Target
-from ghostnets.deploy.graph import Activate, Activation, Combine, Conv, Graph
+from ghostnets.deploy.graph import Activate, Activation, Combine, Conv, Graph, Pool
 from ghostnets.deploy.reference import ACTIVATIONS
 from programs import COMPILERS, INSTRUCTIONS, answered, library, needs_compiler, wrong
 
@@ -190,3 +190,34 @@ def test_activations_of_large_numbers_and_of_none(activation: Activation, target
     found = answered(program, generated, image)
     for channel in found:
         np.testing.assert_allclose(channel, expected[0], rtol=1e-5, atol=1e-6)  # NaN is where it is in PyTorch
+
+
+@targets
+@pytest.mark.parametrize("layout", ["lines", "last"])
+def test_the_greatest_of_what_is_no_number_is_none(layout: str, target: str, tmp_path: Path) -> None:
+    """Wherever in a window it stands, as in PyTorch."""
+    draft = drawn.Draft((1, 9, 37), 0)
+    ones = np.ones((5, 1, 1, 1), np.float32)
+    same = draft.add(
+        Conv, "image", shape=(5, 9, 37), weight=ones, bias=np.zeros(5, np.float32), stride=(1, 1),
+        padding=drawn.NONE, dilation=(1, 1), groups=1,
+    )  # fmt: skip
+    made = draft.add(
+        Pool, same, shape=(5, 4, 18), kind="max", kernel=(3, 3), stride=(2, 2), dilation=(1, 1), padding=drawn.NONE,
+        counted=drawn.NONE,
+    )  # fmt: skip
+    graph = Graph(
+        name="pool", input="image", input_shape=draft.input_shape, output=made, output_shape=(5, 4, 18),
+        operations=tuple(draft.operations),
+    )  # fmt: skip
+    image = np.random.default_rng(0).normal(size=(1, 9, 37)).astype(np.float32)
+    image[0, [0, 1, 5, 8], [0, 7, 22, 36]] = np.nan
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lower, "sizes_in_lines", LAYOUTS[layout])
+        patch.setattr(generation, "steps", lambda _graph: iter(()))
+        program = from_graph(graph, Options(target=target))
+    found = answered(Program(library(program, tmp_path, COMPILERS[-1])), program, image)
+    expected = torch.max_pool2d(torch.from_numpy(image), 3, 2).numpy()
+    assert np.isnan(expected).sum() == 5
+    for channel in found:
+        np.testing.assert_array_equal(channel, expected[0])

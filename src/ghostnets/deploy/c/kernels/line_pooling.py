@@ -21,7 +21,7 @@ def is_possible(pool: Pool) -> bool:
 def kernel(pool: Pool, *, reads: Buffer, writes: Buffer, moves: Moves, target: Target, lead: bool) -> Kernel:
     """``moves`` says for each line where it is read, and, last, where written."""
     (height, width), (down, along), lanes = pool.kernel, pool.stride, target.lanes
-    one = "s = vmax(s, {});" if pool.kind == "max" else "s += {};"
+    one = "s = greatest(s, {});" if pool.kind == "max" else "s += {};"
     window = []
     for j in range(width):
         value = f"load(p + {j})" if along == 1 else f"evens(load(p + {j}), load(p + {j + lanes}))"

@@ -29,7 +29,7 @@ def kernel(
         *_bounds("x", kx, dx, width),
     ]
     first = "splat(-INFINITY)" if pool.kind == "max" else "splat(0.0f)"
-    gather = "s = vmax(s, a);" if pool.kind == "max" else "s += a;"
+    gather = "s = greatest(s, a);" if pool.kind == "max" else "s += a;"
     scale: list[str] = []
     if pool.kind == "mean":
         above, before, below, behind = pool.counted

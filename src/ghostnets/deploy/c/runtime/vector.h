@@ -11,6 +11,7 @@ INLINE vec load(const float *p) { return *p; }
 INLINE void store(float *p, vec v) { *p = v; }
 INLINE vec vmax(vec a, vec b) { return a > b ? a : b; }
 INLINE vec vmin(vec a, vec b) { return a < b ? a : b; }
+INLINE vec greatest(vec s, vec a) { return a > s || a != a ? a : s; }
 #else
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef float loose __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -33,6 +34,16 @@ INLINE vec vmin(vec a, vec b) { return (vec)vminq_f32((float32x4_t)a, (float32x4
 INLINE vec vmax(vec a, vec b) { const ints more = a > b; return (vec)(((ints)a & more) | ((ints)b & ~more)); }
 INLINE vec vmin(vec a, vec b) { const ints less = a < b; return (vec)(((ints)a & less) | ((ints)b & ~less)); }
 #endif
+
+/* The greater one, and what is not a number before any number: s stays where vmax's second operand comes back. */
+INLINE vec greatest(vec s, vec a) {
+#if LANES == 16 && defined(__AVX512F__)
+  return (vec)_mm512_mask_mov_ps((__m512)vmax(a, s), _mm512_cmp_ps_mask((__m512)a, (__m512)a, _CMP_UNORD_Q), (__m512)a);
+#else
+  const ints none = a != a;
+  return (vec)(((ints)a & none) | ((ints)vmax(a, s) & ~none));
+#endif
+}
 #endif
 
 #define prefetch(p) __builtin_prefetch(p)
