@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import copy
-import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -98,9 +97,8 @@ def export(
     if not 1 <= threads <= MOST_THREADS:
         raise UserError(f"threads {threads} must be 1 to {MOST_THREADS}")
     own = replace(network, model=copy.deepcopy(network.model).cpu().float().eval())
-    title = re.sub(r"[^\w.:+-]", "_", model_name)  # it stands in comments and strings
     job = _Job(
-        network=own, example=torch.zeros(1, *network.input_size), name=title, options=options, threads=threads,
+        network=own, example=torch.zeros(1, *network.input_size), name=model_name, options=options, threads=threads,
         pixels=pixels,
     )  # fmt: skip
     made = FORMATS[format](job)

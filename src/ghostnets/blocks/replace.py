@@ -3,7 +3,22 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+
 from torch import nn
+
+
+def swapped(model: nn.Module, other: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
+    """A copy with what ``other`` makes of each module in its place, under every name it has; None: it stays."""
+    out = copy.deepcopy(model)
+    for module in list(out.modules()):
+        new = other(module)
+        if new is not None and module is out:
+            return new
+        if new is not None:
+            replace_(out, module, new)
+    return out
 
 
 def replace_(model: nn.Module, old: nn.Module, new: nn.Module) -> None:

@@ -7,7 +7,6 @@ six, and keeps two maps for the way back, not five.
 
 from __future__ import annotations
 
-import copy
 import ctypes
 from collections.abc import Mapping
 from functools import cache
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ghostnets.blocks.ghost import GhostModule
+from ghostnets.blocks.replace import swapped
 from ghostnets.training.native import compiled
 
 LARGEST = 7
@@ -51,16 +51,14 @@ def quickened(network: nn.Module) -> nn.Module:
 
     Raises NoCompiler where it cannot be compiled and some would.
     """
-    out = copy.deepcopy(network)
-    made: dict[nn.Module, nn.Module] = {}
-    for name, module in list(out.named_modules(remove_duplicate=False)):  # a module may have several names
-        if type(module) is GhostModule and _fits(module):
-            libraries()
-            made.setdefault(module, QuickGhostModule(module))
-            if not name:
-                return made[module]
-            out.set_submodule(name, made[module])
-    return out
+    return swapped(network, _quick)
+
+
+def _quick(module: nn.Module) -> nn.Module | None:
+    if type(module) is not GhostModule or not _fits(module):
+        return None
+    libraries()
+    return QuickGhostModule(module)
 
 
 class QuickGhostModule(GhostModule):

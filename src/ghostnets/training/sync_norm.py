@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from ghostnets.blocks.replace import swapped
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
@@ -60,15 +61,7 @@ def _summed(x: Tensor) -> Tensor:
 
 def synchronised(model: nn.Module) -> nn.Module:
     """A copy whose two-dimensional batch norms see the whole batch; parameters keep their names."""
-    out = copy.deepcopy(model)
-    made: dict[nn.Module, nn.Module] = {}
-    for name, module in list(out.named_modules(remove_duplicate=False)):  # a norm may have several names
-        if type(module) is nn.BatchNorm2d:
-            made.setdefault(module, _synchronised(module))
-            if not name:
-                return made[module]
-            out.set_submodule(name, made[module])
-    return out
+    return swapped(model, lambda module: _synchronised(module) if type(module) is nn.BatchNorm2d else None)
 
 
 def _synchronised(norm: nn.BatchNorm2d) -> SyncBatchNorm2d:
