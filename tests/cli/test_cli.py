@@ -346,7 +346,7 @@ def test_stopped_again_and_again_it_ends_with_the_same_bits(tmp_path: Path) -> N
     assert "Traceback" not in said
     assert not [path for path in broken.rglob("*") if is_partial(path)]
 
-    refused = run(broken, *STOPPABLE)
+    refused = ghostnets(broken, *STOPPABLE)
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr == (
         "ghostnets: run holds an upgrade already: go on with resume (--resume), or choose another folder\n"

@@ -69,6 +69,7 @@ def test_an_independent_author_s_weights_load_by_name(data_root: Path) -> None:
         assert bool(torch.isfinite(model.eval()(torch.randn(2, 3, 32, 32))).all())
 
 
+@pytest.mark.slow  # 10,000 images
 def test_an_independent_author_s_network_is_right_on_9339_test_images(data_root: Path) -> None:
     file = data_root / "weights" / "resnet56_cifar10.safetensors"
     if not file.is_file():
