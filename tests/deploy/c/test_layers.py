@@ -108,7 +108,7 @@ def test_layers(target: str, data: st.DataObject) -> None:
 @targets
 @pytest.mark.parametrize("family", drawn.FAMILIES)
 @given(data=st.data())
-@compilations(max_examples=6)
+@compilations(max_examples=4)
 def test_many_more_layers(family: str, target: str, data: st.DataObject) -> None:
     check(data, data.draw(drawn.drafts(family)).graph(), target)
 
