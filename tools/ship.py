@@ -14,17 +14,20 @@ import argparse
 import hashlib
 import json
 import sys
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
 from safetensors.torch import save
+from torch import nn
 
 import ghostnets
 from ghostnets.errors import GhostnetsError, UserError
 from ghostnets.models.catalog import BUILDERS
 from ghostnets.pretrained import Config, read_config
 from ghostnets.records import Quality, TrainRecord, from_json, read_json, write_bytes, write_text
-from ghostnets.trainer import RECORD, read_request
+from ghostnets.trainer import RECORD, TrainRequest, read_request
 from ghostnets.validation import validate
 
 ROOT = Path(__file__).parents[1]
@@ -55,7 +58,7 @@ Images are scaled to 0 to 1 and normalised with mean {mean} and standard deviati
 | trained | {epochs:g} epochs, seed {seed}, {hours:.2f} hours, {speed:,.0f} images/s on {machine} |
 
 The figures are those of the stored weights in float32. The test images were looked at once, after the last epoch; whatever was
-chosen was chosen on the last 5,000 training images.
+chosen was chosen on images held out of the training set.
 
 ## Again
 
@@ -78,61 +81,73 @@ def main() -> None:
     asked = parser.parse_args()
     try:
         record, config = from_json(TrainRecord, read_json(asked.run / RECORD)), read_config(asked.run)
-        path = stored(asked.run, record)
-        quality = validate(
-            record.model, record.data, data_dir=asked.data_dir, weights=path, mean=config.mean, std=config.std
-        )
+        request = read_request(asked.run)
+        contents = stored(asked.run, record, request)
+        quality = measured(contents, record, config, asked.data_dir)
     except GhostnetsError as error:
         sys.exit(f"ship: {error}")
     CARDS.mkdir(exist_ok=True)
-    write_text(CARDS / f"{record.model}.{record.data}.md", card(asked.run, record, config, quality, path))
-    Console(soft_wrap=True).print(row(record, config, quality, path), markup=False, highlight=False)
+    path = DATA / f"{record.model}_{record.data}.safetensors"
+    write_bytes(path, contents)
+    write_text(
+        CARDS / f"{record.model}.{record.data}.md", card(record, request.recipe.kd_model, config, quality, contents)
+    )
+    Console(soft_wrap=True).print(row(record, config, quality, path, contents), markup=False, highlight=False)
 
 
-def stored(run: Path, record: TrainRecord) -> Path:
-    """The file that is written. Raises UserError for a run that began with weights or tested on training images, and for
-    too large a network.
+def stored(run: Path, record: TrainRecord, request: TrainRequest) -> bytes:
+    """The file's contents. Raises UserError for a run that began with weights or tested on training images, and for too
+    large a network.
     """
-    request = read_request(run)
     if request.model not in BUILDERS or request.weights is not None or request.model_kwargs:
         raise UserError(f"{run} is no network of the catalogue as it stands there, trained from random weights")
     if record.held_out:
         raise UserError(f"{run} kept images back and was tested on those: train on all, then ship that")
-    tensors = ghostnets.from_pretrained(run).state_dict()
     about = {"architecture": record.model, "data": record.data, "seed": record.seed, "license": "Apache-2.0"}
-    contents = save(
-        {name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous() for name, tensor in tensors.items()},
-        metadata={"ghostnets": json.dumps(about)},  # one key: the order of several is random
-    )  # fmt: skip
+    contents = halved(ghostnets.from_pretrained(run), about)
     if len(contents) > MOST:
         raise UserError(f"{run} takes {len(contents):,} bytes, more than the {MOST:,} of a file in the package")
-    path = DATA / f"{record.model}_{record.data}.safetensors"
-    write_bytes(path, contents)
-    return path
+    return contents
 
 
-def card(run: Path, record: TrainRecord, config: Config, quality: Quality, path: Path) -> str:
+def halved(model: nn.Module, about: Mapping[str, object]) -> bytes:
+    """Half-precision weights that say themselves what they are."""
+    tensors = {
+        name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
+        for name, tensor in model.state_dict().items()
+    }
+    return save(tensors, metadata={"ghostnets": json.dumps(about)})  # one key: the order of several is random
+
+
+def measured(contents: bytes, record: TrainRecord, config: Config, data_dir: Path | None) -> Quality:
+    """On the test images, read back from a file. Nothing is in the package before that."""
+    with tempfile.TemporaryDirectory(prefix="ghostnets-ship-") as folder:
+        path = Path(folder) / "model.safetensors"
+        path.write_bytes(contents)
+        return validate(record.model, record.data, data_dir=data_dir, weights=path, mean=config.mean, std=config.std)
+
+
+def card(record: TrainRecord, teacher: str | None, config: Config, quality: Quality, contents: bytes) -> str:
     """Markdown."""
     channels, height, width = config.input_size
-    teacher = read_request(run).recipe.kd_model
     return CARD.format(
         name=f"{record.model}.{record.data}", architecture=record.model, data=record.data, seed=record.seed,
         images="grey images" if channels == 1 else "colour images", size=f"{height}×{width} pixels",
         classes=config.num_classes, names=", ".join(config.classes), tested=quality.images,
         top1=quality.top1, top5=quality.top5, nll=quality.nll, ece=quality.ece,
         params=record.params / 1e6, macs=record.macs / 1e6, mean=_figures(config.mean), std=_figures(config.std),
-        kib=path.stat().st_size // 1024, sha256=_sha256(path), epochs=record.epochs, hours=record.seconds / 3600,
+        kib=len(contents) // 1024, sha256=hashlib.sha256(contents).hexdigest(), epochs=record.epochs, hours=record.seconds / 3600,
         speed=record.images_per_second, recipe=record.recipe, machine=_machine(record), taught=f", taught by {teacher}" if teacher else "",
     )  # fmt: skip
 
 
-def row(record: TrainRecord, config: Config, quality: Quality, path: Path) -> str:
+def row(record: TrainRecord, config: Config, quality: Quality, path: Path, contents: bytes) -> str:
     """What belongs into WEIGHTS."""
     right = round(quality.top1 * quality.images / 100)
     return f'''    "{record.model}.{record.data}": Weights(
         architecture="{record.model}",
         file="{path.name}",
-        sha256="{_sha256(path)}",
+        sha256="{hashlib.sha256(contents).hexdigest()}",
         license="Apache-2.0",
         data="{record.data}",
         in_chans={config.in_chans},
@@ -148,10 +163,6 @@ def row(record: TrainRecord, config: Config, quality: Quality, path: Path) -> st
 
 def _figures(values: tuple[float, ...]) -> str:
     return ", ".join(f"{value:g}" for value in values)
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _machine(record: TrainRecord) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import math
 import time
 from collections.abc import Callable
@@ -20,8 +19,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from safetensors.torch import save
-from torch import Tensor, nn
+from ship import halved
+from torch import nn
 
 import ghostnets
 from ghostnets.measure.accuracy import top1
@@ -106,10 +105,6 @@ def rate(done: float) -> float:
 
 def write(model: nn.Module, digits: Dataset, path: Path, *, seed: int) -> bytes:
     """The file's bytes: half-precision weights that say themselves what they are."""
-    tensors: dict[str, Tensor] = {
-        name: tensor.half().contiguous() if tensor.is_floating_point() else tensor
-        for name, tensor in model.state_dict().items()
-    }
     about = {
         "architecture": "resnet20",
         "data": digits.name,
@@ -122,7 +117,7 @@ def write(model: nn.Module, digits: Dataset, path: Path, *, seed: int) -> bytes:
         "recipe": "tools/train_digits.py",
         "license": "Apache-2.0",
     }
-    written = save(tensors, metadata={"ghostnets": json.dumps(about)})  # one key: the order of several is random
+    written = halved(model, about)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(written)
     return written

@@ -14,10 +14,11 @@ def swapped(model: nn.Module, other: Callable[[nn.Module], nn.Module | None]) ->
     out = copy.deepcopy(model)
     for module in list(out.modules()):
         new = other(module)
-        if new is not None and module is out:
+        if new is None:
+            continue
+        if module is out:
             return new
-        if new is not None:
-            replace_(out, module, new)
+        replace_(out, module, new)
     return out
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ from ghostnets.deploy.c.kernels import convolution, line_winograd, winograd
 from ghostnets.deploy.c.program import Program
 from ghostnets.deploy.c.schedule import scheduled
 from ghostnets.deploy.c.target import Target
-from ghostnets.deploy.graph import Activate, Activation, Combine, Conv, Graph, Pool
+from ghostnets.deploy.graph import Activate, Activation, Combine, Conv, Graph, Pool, Shape
 from ghostnets.deploy.reference import ACTIVATIONS
 from programs import COMPILERS, INSTRUCTIONS, answered, library, needs_compiler, wrong
 
@@ -159,18 +159,19 @@ LARGE = (
 )
 
 
-def activation_graph(activation: Activation, layout: str, target: str, folder: Path) -> tuple[Generated, Program]:
-    """Numbers as they are, times one, through an activation that stands alone."""
-    draft = drawn.Draft((1, 2, len(LARGE) + 1), 0)
+def alone(
+    operation: type[Activate | Pool], given: Shape, shape: Shape, layout: str, target: str, folder: Path, **fields: Any
+) -> tuple[Generated, Program]:
+    """Numbers as they are, times one, in five channels, through an operation that stands alone."""
+    draft = drawn.Draft(given, 0)
     ones = np.ones((5, 1, 1, 1), np.float32)
     same = draft.add(
-        Conv, "image", shape=(5, 2, len(LARGE) + 1), weight=ones, bias=np.zeros(5, np.float32), stride=(1, 1),
+        Conv, "image", shape=(5, *given[1:]), weight=ones, bias=np.zeros(5, np.float32), stride=(1, 1),
         padding=drawn.NONE, dilation=(1, 1), groups=1,
     )  # fmt: skip
-    made = draft.add(Activate, same, shape=draft.shapes[same], activation=activation)
-    shape = draft.shapes[made]
+    made = draft.add(operation, same, shape=shape, **fields)
     graph = Graph(
-        name="activation", input="image", input_shape=draft.input_shape, output=made, output_shape=shape,
+        name="alone", input="image", input_shape=draft.input_shape, output=made, output_shape=shape,
         operations=tuple(draft.operations),
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
@@ -184,8 +185,9 @@ def activation_graph(activation: Activation, layout: str, target: str, folder: P
 @pytest.mark.parametrize("activation", get_args(Activation))
 def test_activations_of_large_numbers_and_of_none(activation: Activation, target: str, tmp_path: Path) -> None:
     layout = "lines" if len(activation) % 2 else "last"
-    generated, program = activation_graph(activation, layout, target, tmp_path)
     image = np.array([[*LARGE, np.nan], [np.nan, *LARGE]], np.float32)[None]
+    shape = (5, *image.shape[1:])
+    generated, program = alone(Activate, image.shape, shape, layout, target, tmp_path, activation=activation)
     expected = ACTIVATIONS[activation](torch.from_numpy(image)).numpy()
     found = answered(program, generated, image)
     for channel in found:
@@ -196,27 +198,13 @@ def test_activations_of_large_numbers_and_of_none(activation: Activation, target
 @pytest.mark.parametrize("layout", ["lines", "last"])
 def test_the_greatest_of_what_is_no_number_is_none(layout: str, target: str, tmp_path: Path) -> None:
     """Wherever in a window it stands, as in PyTorch."""
-    draft = drawn.Draft((1, 9, 37), 0)
-    ones = np.ones((5, 1, 1, 1), np.float32)
-    same = draft.add(
-        Conv, "image", shape=(5, 9, 37), weight=ones, bias=np.zeros(5, np.float32), stride=(1, 1),
-        padding=drawn.NONE, dilation=(1, 1), groups=1,
-    )  # fmt: skip
-    made = draft.add(
-        Pool, same, shape=(5, 4, 18), kind="max", kernel=(3, 3), stride=(2, 2), dilation=(1, 1), padding=drawn.NONE,
-        counted=drawn.NONE,
-    )  # fmt: skip
-    graph = Graph(
-        name="pool", input="image", input_shape=draft.input_shape, output=made, output_shape=(5, 4, 18),
-        operations=tuple(draft.operations),
+    generated, program = alone(
+        Pool, (1, 9, 37), (5, 4, 18), layout, target, tmp_path,
+        kind="max", kernel=(3, 3), stride=(2, 2), dilation=(1, 1), padding=drawn.NONE, counted=drawn.NONE,
     )  # fmt: skip
     image = np.random.default_rng(0).normal(size=(1, 9, 37)).astype(np.float32)
     image[0, [0, 1, 5, 8], [0, 7, 22, 36]] = np.nan
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lower, "sizes_in_lines", LAYOUTS[layout])
-        patch.setattr(generation, "steps", lambda _graph: iter(()))
-        program = from_graph(graph, Options(target=target))
-    found = answered(Program(library(program, tmp_path, COMPILERS[-1])), program, image)
+    found = answered(program, generated, image)
     expected = torch.max_pool2d(torch.from_numpy(image), 3, 2).numpy()
     assert np.isnan(expected).sum() == 5
     for channel in found:
