@@ -39,14 +39,13 @@ MAY_IMPORT = BELOW | {
     "hub": {"errors", "records"},  # folders on the Hugging Face hub
     "pretrained": {*BELOW, "hub"},  # save_pretrained, from_pretrained
     "pipeline": {*BELOW, "pretrained"},  # the whole upgrade as one function
-    "prediction": {*BELOW, "hub", "pretrained"},  # image files in, classes out
+    "prediction": {*BELOW, "pretrained"},  # image files in, classes out
     "trainer": {*BELOW, "hub", "pretrained", "prediction"},  # a whole training run as one function
-    "inspection": {*BELOW, "hub", "pretrained", "prediction"},  # a whole inspection as one function
-    "validation": {*BELOW, "hub", "pretrained", "prediction"},  # the figures of a trained network
-    "benchmark": {*BELOW, "hub", "pretrained", "prediction"},  # how fast a network is, as one function
+    "inspection": {*BELOW, "pretrained", "prediction"},  # a whole inspection as one function
+    "validation": {*BELOW, "pretrained", "prediction"},  # the figures of a trained network
+    "benchmark": {*BELOW, "pretrained", "prediction"},  # how fast a network is, as one function
     "subject": {
         *BELOW,
-        "hub",
         "pretrained",
         "prediction",
         "benchmark",

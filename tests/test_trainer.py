@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 import ghostnets
 from ghostnets.errors import MissingExtra, UserError
+from ghostnets.prediction import load_classifier
 from ghostnets.records import read_json
 from ghostnets.trainer import TrainRequest, asked, make_accelerator, read_request, train
 from ghostnets.training.data import load_dataset
@@ -43,6 +44,21 @@ def test_the_seed_decides_everything(tmp_path: Path) -> None:
         assert torch.equal(torch.random.get_rng_state(), before)
         weights.append((tmp_path / name / "model.safetensors").read_bytes())
     assert weights[0] == weights[1] != weights[2]
+
+
+def test_the_folder_may_be_called_like_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many processes the first has made it before the others ask what the network's name means."""
+    monkeypatch.chdir(tmp_path)
+    record = train(REQUEST, "elsewhere")
+    Path("resnet20").mkdir()
+    again = train(REQUEST, "resnet20")
+    assert record is not None
+    assert again is not None
+    assert again.quality == record.quality
+    assert load_classifier("resnet20").classes == tuple("0123456789")  # now it does hold one
+    Path("resnet65").mkdir()
+    with pytest.raises(UserError, match=r"resnet65/config\.json does not exist"):
+        train(replace(REQUEST, model="resnet65"), "other")
 
 
 def test_options_of_the_network_are_kept(tmp_path: Path) -> None:

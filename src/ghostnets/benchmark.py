@@ -23,13 +23,12 @@ from ghostnets.deploy.standings import Entry, Heat, again, layer_rows, rows
 from ghostnets.deploy.targets import Prepare, Target
 from ghostnets.errors import GhostnetsError, UserError, first_line
 from ghostnets.folder import check_seed
-from ghostnets.hub import is_saved
 from ghostnets.measure.cost import layer_costs
 from ghostnets.measure.latency import environment
 from ghostnets.measure.peak import SOURCE, fp32_peak
 from ghostnets.models.catalog import TRAINED
 from ghostnets.prediction import load_classifier
-from ghostnets.pretrained import build
+from ghostnets.pretrained import build, is_saved
 from ghostnets.records import Bench, is_partial, write_json
 from ghostnets.report.page import write_report
 from ghostnets.training.data import FOLDER_SIZE

@@ -17,11 +17,6 @@ WITH_THEM = ("plan.json", "upgrade.json", "report.html", "model.onnx")
 """What else is published where it is there, with the Python files that ``config.json`` names."""
 
 
-def is_saved(source: str) -> bool:
-    """Whether this names a network that was saved: in a folder here, or on the hub."""
-    return Path(source).is_dir() or is_repository(source)
-
-
 def is_repository(source: str) -> bool:
     """Whether this can be the name of a repository on the hub, ``owner/name``."""
     return re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None

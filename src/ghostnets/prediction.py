@@ -13,9 +13,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ghostnets.errors import UserError
-from ghostnets.hub import is_saved
 from ghostnets.models.catalog import TRAINED, create_model
-from ghostnets.pretrained import from_pretrained, located, read_config
+from ghostnets.pretrained import from_pretrained, is_saved, located, read_config
 from ghostnets.training.data import normalise
 from ghostnets.training.image_folder import SUFFIXES, decode_image
 

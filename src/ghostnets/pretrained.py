@@ -207,6 +207,17 @@ def from_pretrained(directory: str | Path, *, base: nn.Module | None = None, tru
     return model.eval()
 
 
+def is_saved(source: str) -> bool:
+    """Whether this names a network that was saved: in a folder here, or on the hub.
+
+    A folder that is called like a network of the catalogue and holds none is not meant: it may be where that one trains.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        return (folder / CONFIG).exists() or not (source in BUILDERS or source in TRAINED)
+    return is_repository(source)
+
+
 def located(directory: str | Path) -> Path:
     """The folder itself, or where there is none and the name could be one of the hub, what the hub has under it."""
     if not Path(directory).exists() and is_repository(str(directory)):

@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from ghostnets import benchmark
 from ghostnets.errors import UserError
 from ghostnets.folder import STATE, check_seed
-from ghostnets.hub import is_saved
 from ghostnets.models.catalog import TRAINED
 from ghostnets.models.weights import Weights, load_weights
 from ghostnets.prediction import Classifier, decode, load_classifier
-from ghostnets.pretrained import build, is_file
+from ghostnets.pretrained import build, is_file, is_saved
 from ghostnets.records import read_json
 from ghostnets.training.data import FOLDER_SIZE, IMAGENET_MEAN, IMAGENET_STD, load_dataset, normalisation
 from ghostnets.training.image_folder import CROP_FRACTION, SUFFIXES

@@ -18,14 +18,14 @@ from torch import nn
 
 from ghostnets.errors import MissingExtra, UserError, first_line
 from ghostnets.folder import append_line, check_seed, stamped
-from ghostnets.hub import CONFIG, is_saved
+from ghostnets.hub import CONFIG
 from ghostnets.measure.cost import total_macs, total_params
 from ghostnets.measure.latency import environment
 from ghostnets.measure.modes import evaluating
 from ghostnets.models.catalog import create_model
 from ghostnets.models.weights import load_weights
 from ghostnets.prediction import load_classifier
-from ghostnets.pretrained import build, is_file, located, read_config, save_pretrained, save_trained_on
+from ghostnets.pretrained import build, is_file, is_saved, located, read_config, save_pretrained, save_trained_on
 from ghostnets.records import SCHEMA, Quality, TrainRecord, from_json, read_json, to_json, write_json, write_text
 from ghostnets.report.page import write_report
 from ghostnets.training.checkpoint import checkpoints

@@ -11,12 +11,11 @@ import torch
 from torch import nn
 
 from ghostnets.errors import UserError
-from ghostnets.hub import is_saved
 from ghostnets.measure.quality import tally
 from ghostnets.models.catalog import TRAINED
 from ghostnets.models.weights import load_weights
 from ghostnets.prediction import Classifier, load_classifier
-from ghostnets.pretrained import build
+from ghostnets.pretrained import build, is_saved
 from ghostnets.records import Quality
 from ghostnets.training.data import NAMES, normalise
 from ghostnets.training.feed import Share
