@@ -17,7 +17,7 @@ import ghostnets
 from ghostnets.errors import MissingExtra, UserError
 from ghostnets.prediction import load_classifier
 from ghostnets.records import read_json
-from ghostnets.trainer import TrainRequest, asked, make_accelerator, read_request, train
+from ghostnets.trainer import TrainRequest, asked, make_accelerator, network, read_request, train
 from ghostnets.training.data import load_dataset
 from ghostnets.training.recipe import Recipe, load_recipe
 from ghostnets.training.source import open_source
@@ -59,6 +59,17 @@ def test_the_folder_may_be_called_like_the_network(tmp_path: Path, monkeypatch: 
     Path("resnet65").mkdir()
     with pytest.raises(UserError, match=r"resnet65/config\.json does not exist"):
         train(replace(REQUEST, model="resnet65"), "other")
+
+
+def test_drawn_weights_may_begin_at_the_shortcuts_and_given_ones_stay() -> None:
+    shallow = replace(REQUEST, recipe=replace(RECIPE, zero_init_last=True))
+    source = open_source(asked(REQUEST))
+    plain, own = network(REQUEST, source).state_dict(), network(shallow, source).state_dict()
+    zeroed = {name for name in plain if not torch.equal(plain[name], own[name])}
+    assert zeroed == {f"layer{stage}.{block}.bn2.weight" for stage in (1, 2, 3) for block in range(3)}
+    assert not any(own[name].any() for name in zeroed)
+    given = network(replace(shallow, weights="pretrained"), source).state_dict()
+    assert all(given[name].all() for name in zeroed)
 
 
 def test_options_of_the_network_are_kept(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ chosen was chosen on images held out of the training set.
 ## Again
 
 ```console
-ghostnets train {architecture} --data {data} --recipe recipe.yaml --seed {seed} --out build/{architecture}
+{launch} train {architecture} --data {data} --recipe recipe.yaml --seed {seed}{threads} --out build/{architecture}
 ```
 
 with `recipe.yaml`:
@@ -130,8 +130,9 @@ def measured(contents: bytes, record: TrainRecord, config: Config, data_dir: Pat
 def card(record: TrainRecord, teacher: str | None, config: Config, quality: Quality, contents: bytes) -> str:
     """Markdown."""
     channels, height, width = config.input_size
+    launch, threads = _launch(record)
     return CARD.format(
-        name=f"{record.model}.{record.data}", architecture=record.model, data=record.data, seed=record.seed,
+        launch=launch, threads=threads, name=f"{record.model}.{record.data}", architecture=record.model, data=record.data, seed=record.seed,
         images="grey images" if channels == 1 else "colour images", size=f"{height}×{width} pixels",
         classes=config.num_classes, names=", ".join(config.classes), tested=quality.images,
         top1=quality.top1, top5=quality.top5, nll=quality.nll, ece=quality.ece,
@@ -167,7 +168,16 @@ def _figures(values: tuple[float, ...]) -> str:
 
 def _machine(record: TrainRecord) -> str:
     about = record.environment
-    return f"{about.get('threads')} threads of {about.get('cpu')}, PyTorch {about.get('torch')}"
+    processes, threads = about["processes"], about["threads"]
+    return f"{processes} × {threads} cores (processes, threads) of {about['cpu']}, PyTorch {about['torch']}"
+
+
+def _launch(record: TrainRecord) -> tuple[str, str]:
+    """How the command begins, and how many threads it names."""
+    processes = record.environment["processes"]
+    if processes == 1:
+        return "ghostnets", ""
+    return f"torchrun --nproc-per-node {processes} -m ghostnets", f" --threads {record.environment['threads']}"
 
 
 if __name__ == "__main__":

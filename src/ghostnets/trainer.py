@@ -110,7 +110,7 @@ def train(
             return None
         share = Share(accelerator.process_index, accelerator.num_processes)
         quality = assess(done.model.to(accelerator.device), run.source, accelerator, share)
-    record = _record(request, run.source, done, quality)
+    record = _record(request, run.source, done, quality, share.world)
     if accelerator.is_main_process:
         described = run.source.described()
         if is_saved(request.model):
@@ -146,13 +146,14 @@ def _prepared(
     return Run(source=source, folder=out, seed=request.seed, teacher=teacher, watch=watch, log=say), model
 
 
-def _record(request: TrainRequest, source: Source, done: Trained, quality: Quality) -> TrainRecord:
+def _record(request: TrainRequest, source: Source, done: Trained, quality: Quality, processes: int) -> TrainRecord:
     model = done.model.cpu()
     return TrainRecord(
         model=request.model, data=request.data, recipe=as_yaml(request.recipe), seed=request.seed,
         params=total_params(model), macs=total_macs(model, torch.zeros(1, *source.input_size)), epochs=done.epochs,
         seconds=done.seconds, images_per_second=done.history[-1]["images_per_second"], quality=quality,
-        held_out=request.hold_out > 0, history=done.history, environment=environment(),
+        held_out=request.hold_out > 0, history=done.history,
+        environment={**environment(), "processes": processes},
     )  # fmt: skip
 
 
@@ -213,6 +214,10 @@ def network(request: TrainRequest, source: Source) -> nn.Module:
             model = create_model(
                 request.model, request.weights == "pretrained", num_classes=classes, in_chans=channels, **options
             )
+    if request.recipe.zero_init_last and request.weights is None:
+        for block in model.modules():
+            if callable(zero := getattr(block, "zero_init_last", None)):  # timm's blocks have it too
+                zero()
     if request.weights not in {None, "pretrained"}:
         load_weights(model, Path(str(request.weights)))
     _fits(model, source)

@@ -144,6 +144,8 @@ def test_the_same_command_runs_in_two_processes(tmp_path: Path) -> None:
     assert done.stderr.count("epoch 1, loss") == 1
     assert len((tmp_path / "run" / "history.jsonl").read_text().splitlines()) == 2
     alone = run(tmp_path, *SHORT, "--out", "alone", "--json")
+    processes = [one["environment"]["processes"] for one in (record, json.loads(alone.stdout))]
+    assert processes == [2, 1]
     assert record["history"][-1]["loss"] == pytest.approx(json.loads(alone.stdout)["history"][-1]["loss"], rel=1e-2)
 
 

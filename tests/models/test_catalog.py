@@ -48,6 +48,32 @@ def test_every_network_keeps_the_contract(name: str) -> None:
         assert model(x).shape == (1, 3)
 
 
+@pytest.mark.parametrize(
+    "name", ["resnet20", "ghost_resnet20", "resnet50", "ghostnet_050", "ghostnetv2_100", "ghostnetv3_050"]
+)
+def test_blocks_may_begin_as_their_shortcuts(name: str) -> None:
+    """Each of them: so the network is as deep as its stem and the places where the shape changes."""
+    model = create_model(name)
+    blocks = [block for block in model.modules() if hasattr(block, "zero_init_last")]
+    assert len(blocks) >= 9
+    for block in blocks:
+        shortcut: Any = block.downsample if hasattr(block, "downsample") else block.shortcut
+        x = torch.rand(2, next(p.shape[1] for p in block.parameters() if p.ndim == 4), 8, 8)
+        for training in (True, False):
+            block.train(training)
+            with torch.no_grad():
+                assert not torch.equal(block(x), shortcut(x))
+                before = {n: p.clone() for n, p in block.named_parameters()}
+                block.zero_init_last()
+                torch.testing.assert_close(
+                    block(x), shortcut(x).relu() if hasattr(block, "downsample") else shortcut(x)
+                )
+                changed = {n for n, p in block.named_parameters() if not torch.equal(p, before[n])}
+                assert 1 <= len(changed) <= 8
+                for n in changed:
+                    block.get_parameter(n).copy_(before[n])
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_plain_networks_have_the_published_size_and_their_ghosts_less(name: str) -> None:
     sizes = [sum(p.numel() for p in create_model(n).parameters()) / 1e6 for n in (name, f"ghost_{name}")]
@@ -75,7 +101,8 @@ def test_keywords_reach_the_builder() -> None:
 def test_trained_networks_hold_what_their_file_holds(name: str) -> None:
     row = WEIGHTS[name]
     stored = load_file(row.path)
-    for asked in (name, row.architecture):
+    first = next(tagged for tagged, other in WEIGHTS.items() if other.architecture == row.architecture)
+    for asked in (name, *([row.architecture] if name == first else [])):
         model = create_model(asked, pretrained=True)
         assert model.training
         for key, tensor in model.state_dict().items():
@@ -84,17 +111,22 @@ def test_trained_networks_hold_what_their_file_holds(name: str) -> None:
     assert {n: t.shape for n, t in untrained.state_dict().items()} == {n: t.shape for n, t in stored.items()}
 
 
-@pytest.mark.parametrize("name", WEIGHTS)
-def test_trained_networks_are_as_good_as_stated(name: str) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [name if row.data == "digits" else pytest.param(name, marks=pytest.mark.slow) for name, row in WEIGHTS.items()],
+)
+def test_trained_networks_are_as_good_as_stated(name: str, request: pytest.FixtureRequest) -> None:
     row, model = WEIGHTS[name], create_model(name, pretrained=True).eval()
-    data = load_dataset(row.data)
+    where = None if row.data == "digits" else request.getfixturevalue("data_root")
+    data = load_dataset(row.data, data_dir=where)
     assert (data.classes, data.mean, data.std) == (row.classes, row.mean, row.std)
     assert data.test.labels is not None
     centre, spread = (torch.tensor(figures).view(1, -1, 1, 1) for figures in (row.mean, row.std))
     with torch.inference_mode():
-        guesses = model((data.test.pixels / 255 - centre) / spread).argmax(1)
+        guesses = torch.cat([model((part / 255 - centre) / spread).argmax(1) for part in data.test.pixels.split(250)])
     right = int((guesses == data.test.labels).sum())
-    assert abs(right - row.top1 / 100 * len(data.test)) < 1.5  # another processor may round one image over the edge
+    near = 1 + len(data.test) // 5000  # another processor may round an image or two over the edge
+    assert abs(right - row.top1 / 100 * len(data.test)) <= near
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
@@ -148,7 +180,7 @@ def test_a_checkpoint_fills_the_network(tmp_path: Path) -> None:
         ("resnet20.digits.v2", {}, "did you mean resnet20.digits"),
         ("", {}, "no network ''"),
         ("transformer", {}, "ghostnets list names all "),
-        ("resnet56", {"pretrained": True}, "resnet56 does not come trained; these do: g_ghost_regnetx_032.in1k, "),
+        ("resnet110", {"pretrained": True}, "resnet110 does not come trained; these do: g_ghost_regnetx_032.in1k, "),
         ("resnet20", {"ratio": 2}, "resnet20 has no option 'ratio': it takes num_classes, in_chans"),
         ("ghost_resnet20", {"depth": 20}, "no option 'depth'"),
         ("resnet20", {"num_classes": -1}, "num_classes -1 of resnet20"),

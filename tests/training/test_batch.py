@@ -234,7 +234,7 @@ def test_rand_augment_is_torchvisions_image_by_image() -> None:
 
 def test_small_images_first_then_whole_ones() -> None:
     """Half the side with a triangle over four pixels: 1, 3, 3 and 1 eighths, along both axes."""
-    recipe = replace(PLAIN, low_res=0.5, low_res_epochs=2)
+    recipe = replace(PLAIN, low_res=0.5, epochs=10, low_res_until=0.2)
     early, late = drawn(8, height=12, width=8, epoch=1), drawn(8, height=12, width=8, epoch=2)
     (small, _), (whole, _) = batcher(recipe)(early), batcher(recipe)(late)
     assert small.shape == (8, 3, 6, 4)
@@ -245,6 +245,12 @@ def test_small_images_first_then_whole_ones() -> None:
     torch.testing.assert_close(small[:, :, 1:-1, 1:-1].double(), wanted, rtol=1e-5, atol=1e-5)
 
 
+def test_images_may_grow_back_evenly() -> None:
+    recipe = replace(PLAIN, low_res=0.25, epochs=4, low_res_until=0.75, low_res_grows=True)
+    sizes = [tuple(batcher(recipe)(drawn(8, height=16, width=8, epoch=epoch))[0].shape[2:]) for epoch in range(5)]
+    assert sizes == [(4, 2), (8, 4), (12, 6), (16, 8), (16, 8)]
+
+
 def test_the_smallest_image_still_has_a_pixel() -> None:
-    small, _ = batcher(replace(PLAIN, low_res=0.1, low_res_epochs=9))(drawn(8, height=4, width=6))
+    small, _ = batcher(replace(PLAIN, low_res=0.1, low_res_until=1))(drawn(8, height=4, width=6))
     assert small.shape == (8, 3, 1, 1)

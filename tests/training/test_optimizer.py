@@ -7,6 +7,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -213,10 +214,55 @@ def test_lamb_by_hand() -> None:
             torch.testing.assert_close(parameter.detach().double(), own[name], rtol=1e-4, atol=1e-5)
 
 
-def test_lamb_names_the_extra_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_muon_makes_the_steps_of_mixing_filters_orthogonal() -> None:
+    """Against the exact factors of Nesterov's gradient: five Newton-Schulz steps leave its singular vectors and bring the
+    values to about 1 (Jordan et al., https://kellerjordan.github.io/posts/muon/).
+    """
+    pytest.importorskip("pytorch_optimizer")
+    recipe = Recipe(opt="muon", lr=0.5, momentum=0.8, weight_decay=0.1)
+    model = nn.Sequential(nn.Conv2d(6, 4, 3, bias=False), nn.Linear(4, 2))
+    weight = model[0].weight
+    optimizer = make_optimizer(parameter_groups(model, model[1], recipe), recipe)
+    average = torch.zeros(4, 54)
+    for _ in range(3):
+        before = weight.detach().clone()
+        weight.grad = torch.randn_like(weight)
+        gradient = weight.grad.flatten(1).clone()
+        optimizer.step()
+        average = 0.8 * average + 0.2 * gradient
+        left, _, right = torch.linalg.svd(0.2 * gradient + 0.8 * average, full_matrices=False)
+        turned = (before * (1 - 0.5 * 0.1) - weight.detach()).flatten(1) / 0.5
+        values = left.T @ turned @ right.T
+        assert float(values.diagonal().min()) > 0.6
+        assert float(values.diagonal().max()) < 1.3
+        assert float((values - values.diagonal().diag()).abs().max()) < 0.05
+        torch.testing.assert_close(turned, left @ values @ right, atol=0.05, rtol=0.0)
+
+
+def test_beside_muon_adamw_moves_vectors_depthwise_filters_and_the_classifier() -> None:
+    pytest.importorskip("pytorch_optimizer")
+    recipe = Recipe(opt="muon", lr=0.1, momentum=0.8, weight_decay=0.2)
+
+    def move(w: float, seen: list[float], decay: float, step: int) -> float:
+        first, second = moments(seen, step, (0.8, 0.999))
+        first, second = first / (1 - 0.8**step), second / (1 - 0.999**step)
+        return w * (1 - 0.01 * decay) - 0.01 * first / (math.sqrt(second) + 1e-8)  # a tenth of Muon's rate
+
+    steps(recipe, move)
+    model = create_model("ghost_resnet20")
+    groups = make_optimizer(parameter_groups(model, head_of(model), recipe), recipe).param_groups
+    turned = {id(p) for group in groups if group["use_muon"] for p in group["params"]}
+    for name, p in model.named_parameters():
+        assert (id(p) in turned) == (name == "conv1.weight" or name.endswith("primary_conv.0.weight")), name
+    assert {(group["use_muon"], group["scale"]) for group in groups} == {(True, 1.0), (False, 0.1)}
+    assert Counter(id(p) for group in groups for p in group["params"]) == Counter(id(p) for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["lamb", "muon"])
+def test_what_another_library_has_names_the_extra_it_needs(name: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
-    with pytest.raises(MissingExtra, match=r"the optimiser lamb needs the extra 'optimizers': pip install"):
-        make_optimizer([{"params": [nn.Parameter(torch.zeros(1))]}], Recipe(opt="lamb"))
+    with pytest.raises(MissingExtra, match=rf"the optimiser {name} needs the extra 'optimizers': pip install"):
+        make_optimizer([{"params": [nn.Parameter(torch.zeros(1))], "head": False, "scale": 1.0}], Recipe(opt=name))
 
 
 def test_the_rate_of_a_group_can_be_set_and_its_share_is_kept() -> None:

@@ -136,7 +136,7 @@ def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
         ("weigth_decay: 1e-4", "own.yaml has an unknown knob 'weigth_decay' (did you mean weight_decay?)"),
         ("zzzz: 1", "own.yaml has an unknown knob 'zzzz'"),
         ("3: 1", "own.yaml has an unknown knob 3"),
-        ("opt: adam", "Recipe.opt should be one of 'sgd', 'adamw', 'lamb', not \"adam\""),
+        ("opt: adam", "Recipe.opt should be one of 'sgd', 'adamw', 'lamb', 'muon', not \"adam\""),
         ("hflip: true", "Recipe.hflip should be one of 'none', 'random', 'alternate', not true"),
         ("lr: fast", 'Recipe.lr should be a number, not "fast"'),
         ("lr: null", "Recipe.lr should be a number, not null"),

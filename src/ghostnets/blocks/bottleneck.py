@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ghostnets.blocks.conv import zero_norms_
 from ghostnets.blocks.dfc_attention import AttentiveGhostModule
 from ghostnets.blocks.ghost import GhostModule
 from ghostnets.blocks.squeeze_excite import SqueezeExcite
@@ -35,6 +36,10 @@ class GhostBottleneck(nn.Module):
         self.se = se
         self.ghost2 = ghost2
         self.shortcut = shortcut
+
+    def zero_init_last(self) -> None:
+        """Set the weights of the branch's last norms to zero."""
+        zero_norms_(self.ghost2)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn_dw(self.conv_dw(self.ghost1(x)))

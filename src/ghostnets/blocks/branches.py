@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ghostnets.blocks.bottleneck import GhostBottleneck, shortcut, squeeze_excite
-from ghostnets.blocks.conv import merged
+from ghostnets.blocks.conv import merged, zero_norms_
 from ghostnets.blocks.dfc_attention import Attention
 from ghostnets.blocks.replace import replace_
 
@@ -118,6 +118,10 @@ class BranchedGhostBottleneck(nn.Module):
         self.se = squeeze_excite(mid_channels) if se else nn.Identity()
         self.ghost2 = BranchedGhostModule(mid_channels, out_channels, relu=False, attention=False)
         self.shortcut = shortcut(in_channels, out_channels, kernel_size, stride)
+
+    def zero_init_last(self) -> None:
+        """Set the weights of the branch's last norms to zero."""
+        zero_norms_(self.ghost2)
 
     def forward(self, x: Tensor) -> Tensor:
         out = total((self.dw_rpr_scale, *self.dw_rpr_conv), self.ghost1(x))

@@ -102,3 +102,11 @@ def set_merged_(conv: nn.Conv2d, norm: nn.BatchNorm2d | None, weight: Tensor, bi
     else:
         conv.weight.copy_(weight.view_as(conv.weight) * spread[:, None, None, None])
         norm.running_mean.copy_(own - bias * spread)
+
+
+def zero_norms_(*modules: nn.Module) -> None:
+    """Set the weights of all norms in ``modules`` to zero; of a Ghost module these are two."""
+    for module in modules:
+        for part in module.modules():
+            if isinstance(part, nn.BatchNorm2d):
+                nn.init.zeros_(part.weight)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ghostnets.blocks.conv import ConvFactory
+from ghostnets.blocks.conv import ConvFactory, zero_norms_
 
 
 class BasicBlock(nn.Module):
@@ -19,6 +19,10 @@ class BasicBlock(nn.Module):
         self.conv2, self.bn2, _ = conv(out_channels, out_channels, kernel_size=3, relu=False)
         self.downsample = downsample
         self.act2 = nn.ReLU(inplace=True)
+
+    def zero_init_last(self) -> None:
+        """Set the weights of the branch's last norms to zero."""
+        zero_norms_(self.conv2, self.bn2)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.act1(self.bn1(self.conv1(x)))
@@ -49,6 +53,10 @@ class Bottleneck(nn.Module):
         self.conv3, self.bn3, _ = conv(mid_channels, out_channels, kernel_size=1, relu=False)
         self.downsample = downsample
         self.act3 = nn.ReLU(inplace=True)
+
+    def zero_init_last(self) -> None:
+        """Set the weights of the branch's last norms to zero."""
+        zero_norms_(self.conv3, self.bn3)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.act1(self.bn1(self.conv1(x)))

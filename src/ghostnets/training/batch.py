@@ -32,6 +32,14 @@ def shrunk(images: Tensor, share: float) -> Tensor:
     return F.interpolate(images, size=size, mode="bilinear", antialias=True)
 
 
+def low_res(recipe: Recipe, epoch: int) -> float:
+    """The share of their sides that images have in this epoch."""
+    done = epoch / (recipe.low_res_until * recipe.epochs) if recipe.low_res_until else 1.0
+    if done >= 1:
+        return 1.0
+    return recipe.low_res + (1 - recipe.low_res) * done * recipe.low_res_grows
+
+
 @dataclass(frozen=True)
 class Batcher:
     """Crops, mirrors, normalises, erases and mixes a process's share of a batch, as the recipe says."""
@@ -68,8 +76,7 @@ class Batcher:
         )
         x = normalise(pixels, self.mean, self.std)
         x = erased(x, recipe.reprob, draw)
-        if drawn.epoch < recipe.low_res_epochs:
-            x = shrunk(x, recipe.low_res)
+        x = shrunk(x, low_res(recipe, drawn.epoch))
         wanted = targets(drawn.labels, self.classes, recipe.smoothing)
         if recipe.mixup_off_epoch is not None and drawn.epoch >= recipe.mixup_off_epoch:
             return x, wanted

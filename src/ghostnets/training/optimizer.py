@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import takewhile
 from typing import Any
 
@@ -12,6 +12,9 @@ from torch import nn
 
 from ghostnets.errors import MissingExtra
 from ghostnets.training.recipe import Recipe
+
+ADAMW_SHARE = 0.1
+"""The learning rate, as a share of Muon's, of what AdamW moves beside it."""
 
 Groups = list[dict[str, Any]]
 """PyTorch's parameter groups; ``scale`` is the group's share of the learning rate, ``head`` whether it is the classifier's."""
@@ -54,17 +57,43 @@ def _adamw(groups: Iterable[Any], recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def _lamb(groups: Iterable[Any], recipe: Recipe) -> torch.optim.Optimizer:
-    try:
-        from pytorch_optimizer import Lamb  # pyright: ignore[reportMissingImports, reportUnknownVariableType]
-    except ImportError:
-        raise MissingExtra("the optimiser lamb", "optimizers") from None
     # The paper's algorithm 2: the decay is part of the step that the trust ratio scales (else it would be AdamW's), and
     # that step is not made longer at the start (else the first would be 1 / (1 - momentum) times the rate).
-    return Lamb(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999), weight_decouple=False, adam_debias=True)
+    betas = (recipe.momentum, 0.999)
+    return _library("lamb").Lamb(groups, lr=recipe.lr, betas=betas, weight_decouple=False, adam_debias=True)
+
+
+def _muon(groups: Iterable[Any], recipe: Recipe) -> torch.optim.Optimizer:
+    ready = [part for group in groups for part in _for_muon(group, recipe)]
+    return _library("muon").Muon(ready, lr=recipe.lr, momentum=recipe.momentum, adamw_lr=recipe.lr * ADAMW_SHARE)
+
+
+def _for_muon(group: Mapping[str, Any], recipe: Recipe) -> Iterator[dict[str, Any]]:
+    """The filters of a group that mix channels, whose steps are made orthogonal, and the rest, which AdamW moves: vectors,
+    depthwise filters, the classifier.
+    """
+    mixes = [p.ndim > 1 and p.shape[1] > 1 and not group["head"] for p in group["params"]]
+    yes, no = (
+        [p for p, mixing in zip(group["params"], mixes, strict=True) if mixing is wanted] for wanted in (True, False)
+    )
+    if yes:
+        yield {**group, "params": yes, "use_muon": True}
+    if no:
+        own = {"scale": group["scale"] * ADAMW_SHARE, "betas": (recipe.momentum, 0.999), "eps": 1e-8}
+        yield {**group, "params": no, "use_muon": False, **own}
+
+
+def _library(optimizer: str) -> Any:
+    try:
+        import pytorch_optimizer  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise MissingExtra(f"the optimiser {optimizer}", "optimizers") from None
+    return pytorch_optimizer
 
 
 OPTIMIZERS: Mapping[str, Callable[[Iterable[Any], Recipe], torch.optim.Optimizer]] = {
     "sgd": _sgd,
     "adamw": _adamw,  # arXiv:1711.05101
     "lamb": _lamb,  # arXiv:1904.00962
+    "muon": _muon,  # Jordan et al., https://kellerjordan.github.io/posts/muon/
 }

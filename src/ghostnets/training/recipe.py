@@ -34,7 +34,7 @@ class Recipe:
     grad_accum_steps: int = 1
     """Parts of a process's share that go through the network one after the other, to save memory."""
 
-    opt: Literal["sgd", "adamw", "lamb"] = "sgd"
+    opt: Literal["sgd", "adamw", "lamb", "muon"] = "sgd"
     """What moves the weights."""
     lr: float = 0.1
     """Peak learning rate."""
@@ -64,6 +64,8 @@ class Recipe:
 
     smoothing: float = 0.0
     """Share of every label that is spread over all classes."""
+    zero_init_last: bool = False
+    """Whether the last norm of every residual branch starts at zero, where the weights are drawn: the network begins shallow."""
     drop: float | None = None
     """Dropout before the classifier (default: what the network has)."""
 
@@ -88,8 +90,10 @@ class Recipe:
 
     low_res: float = 1.0
     """Share of their sides that images are scaled down to at first, which is faster."""
-    low_res_epochs: float = 0.0
-    """For so long."""
+    low_res_until: float = 0.0
+    """For this share of the epochs."""
+    low_res_grows: bool = False
+    """Whether the images grow back evenly in that time, instead of all at once behind it."""
 
     model_ema_decay: float | None = None
     """Of the weights' moving average, a step; what is returned is the average then."""
@@ -140,10 +144,10 @@ _RANGES = (
     ("batch_size grad_accum_steps", 1, 1e7),
     ("lr warmup_lr min_lr weight_decay kd_features mixup cutmix", 0, 1e6),
     ("momentum", 0, 0.9999),  # at 1 Adam's averages would never take anything in
-    ("decay_rate reprob kd_alpha model_ema_decay", 0, 1),
+    ("decay_rate reprob kd_alpha model_ema_decay low_res_until", 0, 1),
     ("smoothing drop", 0, 0.999),
     ("clip_grad kd_temperature", 1e-6, 1e6),
-    ("warmup_epochs head_epochs mixup_off_epoch low_res_epochs", 0, 1e6),
+    ("warmup_epochs head_epochs mixup_off_epoch", 0, 1e6),
     ("layer_decay", 1e-3, 1),
     ("low_res", 0.1, 1),
     ("padding", 0, 512),
