@@ -54,7 +54,7 @@ def test_every_network_keeps_the_contract(name: str) -> None:
 def test_blocks_may_begin_as_their_shortcuts(name: str) -> None:
     """Each of them: so the network is as deep as its stem and the places where the shape changes."""
     model = create_model(name)
-    blocks = [block for block in model.modules() if hasattr(block, "zero_init_last")]
+    blocks: list[Any] = [block for block in model.modules() if hasattr(block, "zero_init_last")]
     assert len(blocks) >= 9
     for block in blocks:
         shortcut: Any = block.downsample if hasattr(block, "downsample") else block.shortcut

@@ -221,7 +221,7 @@ def test_muon_makes_the_steps_of_mixing_filters_orthogonal() -> None:
     pytest.importorskip("pytorch_optimizer")
     recipe = Recipe(opt="muon", lr=0.5, momentum=0.8, weight_decay=0.1)
     model = nn.Sequential(nn.Conv2d(6, 4, 3, bias=False), nn.Linear(4, 2))
-    weight = model[0].weight
+    weight = model.get_parameter("0.weight")
     optimizer = make_optimizer(parameter_groups(model, model[1], recipe), recipe)
     average = torch.zeros(4, 54)
     for _ in range(3):
