@@ -177,5 +177,5 @@ def test_images_that_are_not_to_be_had_are_refused(data: str | None, files: tupl
 
 
 def test_a_network_without_weights_is_refused() -> None:
-    with pytest.raises(UserError, match="resnet56 does not come trained"):
-        opened("resnet56")
+    with pytest.raises(UserError, match="resnet110 does not come trained"):
+        opened("resnet110")

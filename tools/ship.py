@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import yaml
 from rich.console import Console
 from safetensors.torch import save
 from torch import nn
@@ -26,8 +27,9 @@ import ghostnets
 from ghostnets.errors import GhostnetsError, UserError
 from ghostnets.models.catalog import BUILDERS
 from ghostnets.pretrained import Config, read_config
-from ghostnets.records import Quality, TrainRecord, from_json, read_json, write_bytes, write_text
+from ghostnets.records import Quality, TrainRecord, from_json, read_json, to_json, write_bytes, write_text
 from ghostnets.trainer import RECORD, TrainRequest, read_request
+from ghostnets.training.recipe import Recipe
 from ghostnets.validation import validate
 
 ROOT = Path(__file__).parents[1]
@@ -89,9 +91,7 @@ def main() -> None:
     CARDS.mkdir(exist_ok=True)
     path = DATA / f"{record.model}_{record.data}.safetensors"
     write_bytes(path, contents)
-    write_text(
-        CARDS / f"{record.model}.{record.data}.md", card(record, request.recipe.kd_model, config, quality, contents)
-    )
+    write_text(CARDS / f"{record.model}.{record.data}.md", card(record, request.recipe, config, quality, contents))
     Console(soft_wrap=True).print(row(record, config, quality, path, contents), markup=False, highlight=False)
 
 
@@ -127,7 +127,7 @@ def measured(contents: bytes, record: TrainRecord, config: Config, data_dir: Pat
         return validate(record.model, record.data, data_dir=data_dir, weights=path, mean=config.mean, std=config.std)
 
 
-def card(record: TrainRecord, teacher: str | None, config: Config, quality: Quality, contents: bytes) -> str:
+def card(record: TrainRecord, recipe: Recipe, config: Config, quality: Quality, contents: bytes) -> str:
     """Markdown."""
     channels, height, width = config.input_size
     launch, threads = _launch(record)
@@ -138,7 +138,7 @@ def card(record: TrainRecord, teacher: str | None, config: Config, quality: Qual
         top1=quality.top1, top5=quality.top5, nll=quality.nll, ece=quality.ece,
         params=record.params / 1e6, macs=record.macs / 1e6, mean=_figures(config.mean), std=_figures(config.std),
         kib=len(contents) // 1024, sha256=hashlib.sha256(contents).hexdigest(), epochs=record.epochs, hours=record.seconds / 3600,
-        speed=record.images_per_second, recipe=record.recipe, machine=_machine(record), taught=f", taught by {teacher}" if teacher else "",
+        speed=record.images_per_second, recipe=_turned(recipe), machine=_machine(record), taught=f", taught by {recipe.kd_model}" if recipe.kd_model else "",
     )  # fmt: skip
 
 
@@ -164,6 +164,15 @@ def row(record: TrainRecord, config: Config, quality: Quality, path: Path, conte
 
 def _figures(values: tuple[float, ...]) -> str:
     return ", ".join(f"{value:g}" for value in values)
+
+
+def _turned(recipe: Recipe) -> str:
+    """The knobs that do not stand where they stand anyway, as YAML; what a recipe is expected to reach is no knob."""
+    usual = to_json(Recipe())
+    return yaml.safe_dump(
+        {name: value for name, value in to_json(recipe).items() if value != usual[name] and name != "expected"},
+        sort_keys=False,
+    )
 
 
 def _machine(record: TrainRecord) -> str:

@@ -67,7 +67,7 @@ def test_a_network_and_photographs_of_one_s_own(tmp_path: Path) -> None:
         ),
         (["resnet20.digits", "--data", "digits", "--out", "full"], "full is not empty and holds no inspection (a.txt)"),
         (["resnet20.digits", "a.png", "--out", "x"], "a.png does not exist"),
-        (["resnet56", "--data", "digits", "--out", "x"], "resnet56 does not come trained"),
+        (["resnet110", "--data", "digits", "--out", "x"], "resnet110 does not come trained"),
         (["resnet99", "--data", "digits", "--out", "x"], "resnet99"),
         (["resnet20.digits", "--data", "digits", "--data-dir", "x", "--out", "x"], "data_dir x is where CIFAR lies"),
         (["resnet20.digits", "--data", "digits", "--seed", "-1", "--out", "x"], "seed -1 must be at least 0"),

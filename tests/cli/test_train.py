@@ -226,7 +226,7 @@ def test_finetuning_starts_from_trained_weights(tmp_path: Path) -> None:
             "the teacher resnet20.digits expects images with mean",
         ),
         (["train", "resnet20", "--data", "digits", "--out", "x", "--tracker", "paper"], "tracker 'paper' is not known"),
-        (["validate", "resnet56", "--data", "digits"], "resnet56 does not come trained"),
+        (["validate", "resnet110", "--data", "digits"], "resnet110 does not come trained"),
         (["validate", "resnet20.digits", "--data", "nowhere"], "there is no data set or folder 'nowhere'"),
         (["validate", "resnet20.digits", "--data", "digits", "--results-file", "a.txt"], "should end in .csv or .json"),
         (["validate", "resnet20.digits", "--data", "digits", "--results-file", "full/a.csv"], "is another table"),

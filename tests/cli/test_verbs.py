@@ -96,7 +96,7 @@ def test_a_folder_gives_a_table_and_a_file_words(album: Path) -> None:
         (["predict", DIGITS], "there is nothing to predict"),
         (["predict", DIGITS, "empty"], "empty holds no images"),
         (["predict", DIGITS, "a.png", "--top", "0"], "--top 0"),
-        (["predict", "resnet56", "a.png"], "resnet56 does not come trained"),
+        (["predict", "resnet110", "a.png"], "resnet110 does not come trained"),
         (["predict", "empty", "a.png"], "config.json"),
         (["info", "resnet57"], "did you mean resnet56"),
         (["info", "ghostnet_100", "--input-size", "224"], "--input-size '224' is not understood"),
