@@ -125,8 +125,8 @@ def test_trained_networks_are_as_good_as_stated(name: str, request: pytest.Fixtu
     with torch.inference_mode():
         guesses = torch.cat([model((part / 255 - centre) / spread).argmax(1) for part in data.test.pixels.split(250)])
     right = int((guesses == data.test.labels).sum())
-    near = 1 + len(data.test) // 5000  # another processor may round an image or two over the edge
-    assert abs(right - row.top1 / 100 * len(data.test)) <= near
+    near = 1.5 + len(data.test) // 10_000  # another processor may round one image over the edge, of so many two
+    assert abs(right - row.top1 / 100 * len(data.test)) < near
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
