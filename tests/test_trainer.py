@@ -66,7 +66,8 @@ def test_drawn_weights_may_begin_at_the_shortcuts_and_given_ones_stay() -> None:
     source = open_source(asked(REQUEST))
     plain, own = network(REQUEST, source).state_dict(), network(shallow, source).state_dict()
     zeroed = {name for name in plain if not torch.equal(plain[name], own[name])}
-    assert zeroed == {f"layer{stage}.{block}.bn2.weight" for stage in (1, 2, 3) for block in range(3)}
+    padded = {"layer2.0.bn2.weight", "layer3.0.bn2.weight"}  # by zeros: a branch of zeros would be dead there
+    assert zeroed == {f"layer{stage}.{block}.bn2.weight" for stage in (1, 2, 3) for block in range(3)} - padded
     assert not any(own[name].any() for name in zeroed)
     given = network(replace(shallow, weights="pretrained"), source).state_dict()
     assert all(given[name].all() for name in zeroed)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import ghostnets
+from ghostnets.blocks.residual import ShortcutA
 from ghostnets.errors import UserError
 from ghostnets.models.catalog import BUILDERS, create_model, for_channels, list_models
 from ghostnets.models.published import PUBLISHED as REMOTE
@@ -52,10 +53,14 @@ def test_every_network_keeps_the_contract(name: str) -> None:
     "name", ["resnet20", "ghost_resnet20", "resnet50", "ghostnet_050", "ghostnetv2_100", "ghostnetv3_050"]
 )
 def test_blocks_may_begin_as_their_shortcuts(name: str) -> None:
-    """Each of them: so the network is as deep as its stem and the places where the shape changes."""
+    """All but those whose shortcut pads channels: so the network is as deep as its stem and where the shape changes."""
     model = create_model(name)
-    blocks: list[Any] = [block for block in model.modules() if hasattr(block, "zero_init_last")]
-    assert len(blocks) >= 9
+    blocks: list[Any] = [
+        block
+        for block in model.modules()
+        if hasattr(block, "zero_init_last") and not isinstance(getattr(block, "downsample", None), ShortcutA)
+    ]
+    assert len(blocks) >= 7
     for block in blocks:
         shortcut: Any = block.downsample if hasattr(block, "downsample") else block.shortcut
         x = torch.rand(2, next(p.shape[1] for p in block.parameters() if p.ndim == 4), 8, 8)
@@ -72,6 +77,24 @@ def test_blocks_may_begin_as_their_shortcuts(name: str) -> None:
                 assert 1 <= len(changed) <= 8
                 for n in changed:
                     block.get_parameter(n).copy_(before[n])
+
+
+@pytest.mark.parametrize("name", ["resnet20", "ghost_resnet20", "resnet50", "ghostnet_050", "ghostnetv2_100"])
+def test_branches_that_begin_at_zero_do_not_stay_there(name: str) -> None:
+    """Where a shortcut pads channels with zeros, a branch of zeros would leave them dead behind the ReLU for good."""
+    torch.manual_seed(0)
+    model = create_model(name, num_classes=4)
+    blocks: list[Any] = [block for block in model.modules() if hasattr(block, "zero_init_last")]
+    for block in blocks:
+        block.zero_init_last()
+    zeroed = {n: p for n, p in model.named_parameters() if n.endswith("weight") and p.ndim == 1 and not p.any()}
+    assert zeroed
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        F.cross_entropy(model(torch.rand(8, 3, 32, 32)), torch.arange(8) % 4).backward()
+        optimizer.step()
+    assert {n: f"{int((p == 0).sum())} of {len(p)} are dead" for n, p in zeroed.items() if not p.all()} == {}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ghostnets.blocks.ghost import GhostModule, ghost_conv
+from ghostnets.blocks.residual import ShortcutA
 from ghostnets.measure.accuracy import top1
 from ghostnets.measure.cost import total_macs, total_params
 from ghostnets.models.catalog import create_model
-from ghostnets.models.resnet import BUILDERS, DEPTHS, CifarResNet, ShortcutA, cifar_resnet, ghost_cifar_resnet
+from ghostnets.models.resnet import BUILDERS, DEPTHS, CifarResNet, cifar_resnet, ghost_cifar_resnet
 from ghostnets.training.augment import batches
 from ghostnets.training.data import load_dataset, normalise
 

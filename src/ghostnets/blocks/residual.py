@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ghostnets.blocks.conv import ConvFactory, zero_norms_
@@ -21,8 +22,11 @@ class BasicBlock(nn.Module):
         self.act2 = nn.ReLU(inplace=True)
 
     def zero_init_last(self) -> None:
-        """Set the weights of the branch's last norms to zero."""
-        zero_norms_(self.conv2, self.bn2)
+        """Set the weights of the branch's last norms to zero, but not where the shortcut pads channels: their zeros and
+        the branch's would be all that the ReLU sees, and its gradient there is zero for good.
+        """
+        if not isinstance(self.downsample, ShortcutA):
+            zero_norms_(self.conv2, self.bn2)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.act1(self.bn1(self.conv1(x)))
@@ -63,6 +67,19 @@ class Bottleneck(nn.Module):
         out = self.act2(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
         return self.act3(out + self.downsample(x))
+
+
+class ShortcutA(nn.Module):
+    """Option A: every second pixel, and zeros for the channels that are new, half before and half after."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.before = (out_channels - in_channels) // 2
+        self.after = out_channels - in_channels - self.before
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
 
 
 def projection(in_channels: int, out_channels: int, *, stride: int, conv: ConvFactory) -> nn.Module:

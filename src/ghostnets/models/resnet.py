@@ -12,30 +12,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from ghostnets.blocks.conv import ConvFactory, plain_conv
 from ghostnets.blocks.ghost import ghost_conv
-from ghostnets.blocks.residual import BasicBlock, Bottleneck, projection
+from ghostnets.blocks.residual import BasicBlock, Bottleneck, ShortcutA, projection
 from ghostnets.blocks.stage import BlockFactory, Ghosts, stage_of
 from ghostnets.models.backbone import CIFAR_SIZE, Backbone, Feature, FeatureInfo, classifier, init_convolutions_
 
 CIFAR_WIDTHS = (16, 32, 64)  # He et al., section 4.2: filters of the three stages
 WIDTHS = (64, 128, 256, 512)  # He et al., Table 1
-
-
-class ShortcutA(nn.Module):
-    """Option A: every second pixel, and zeros for the channels that are new, half before and half after."""
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
-        super().__init__()
-        self.stride = stride
-        self.before = (out_channels - in_channels) // 2
-        self.after = out_channels - in_channels - self.before
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
 
 
 class CifarResNet(Backbone):
