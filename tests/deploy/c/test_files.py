@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from ghostnets.deploy.c.generation import FILES, HEADER, Generated, Options, checksum, export, generated
@@ -83,11 +85,25 @@ def test_the_weights_are_those_of_the_header() -> None:
     assert data[:8] == b"GHOSTNET"
     key, count, total = struct.unpack("<QQQ", data[8:32])
     assert (key, count) == (made.source.key, (len(data) - HEADER) // 4)
-    expected = 0xCBF29CE484222325  # FNV-1a of 64 bits: its offset basis and its prime
-    body = data[HEADER:] + b"\0" * (-len(data) % 8)
-    for at in range(0, len(body), 8):
-        expected = (expected ^ int.from_bytes(body[at : at + 8], "little")) * 0x100000001B3 % 2**64
-    assert total == checksum(data[HEADER:]) == expected
+    assert total == checksum(data[HEADER:]) == word_by_word(data[HEADER:])
+
+
+def word_by_word(data: bytes) -> int:
+    """The checksum by Python's own integers, with the two numbers of FNV's hash of 64 bits."""
+    total = 0xCBF29CE484222325
+    for at in range(0, len(data), 8):
+        total = (total * 0x100000001B3 + int.from_bytes(data[at : at + 8], "little")) % 2**64
+    return total
+
+
+@given(st.integers(0, 3 * 2**19), st.integers(0, 2**32 - 1))
+@settings(max_examples=10)
+def test_the_checksum_sees_every_change_of_a_byte(size: int, seed: int) -> None:
+    data = np.random.default_rng(seed).bytes(size)
+    found = checksum(data)
+    assert found == word_by_word(data)
+    for at in {0, size // 2, size - 1} if size else ():
+        assert checksum(data[:at] + bytes([data[at] ^ 1 << seed % 8]) + data[at + 1 :]) != found
 
 
 def test_every_layer_has_a_comment_with_its_name_and_multiply_adds() -> None:

@@ -35,6 +35,9 @@ Layout = Literal["nchw", "nhwc", "nhwc-uint8"]
 HEADER = 64
 """Bytes of ``model.weights`` before the weights, so that these are aligned."""
 
+START, PRIME = 14695981039346656037, 1099511628211
+"""Of the checksum, as in ``model.c``: the two numbers of FNV's hash of 64 bits."""
+
 FILES = ("model.c", "model.h", "model.weights", "main.c", "Makefile", "README.md")
 
 
@@ -187,11 +190,17 @@ def export(
 
 
 def checksum(data: bytes) -> int:
-    """As ``model.c`` computes it: FNV-1a over words of 8 bytes."""
-    words = np.frombuffer(data.ljust(-(-len(data) // 8) * 8, b"\0"), "<u8").tolist()
-    total = 14695981039346656037
-    for word in words:
-        total = ((total ^ word) * 1099511628211) & 0xFFFFFFFFFFFFFFFF
+    """As ``model.c`` computes it: words of 8 bytes as the digits of a number to the base PRIME, from START on, modulo 2**64.
+
+    The base is odd: so no change of one word goes unseen.
+    """
+    words = np.frombuffer(data.ljust(-(-len(data) // 8) * 8, b"\0"), "<u8")
+    powers = np.multiply.accumulate(np.full(min(len(words), 2**16), PRIME, np.uint64))  # PRIME, PRIME**2, ...; they wrap
+    total = START
+    for at in range(0, len(words), 2**16):
+        part = words[at : at + 2**16]
+        below = int((part[:-1][::-1] * powers[: len(part) - 1]).sum(dtype=np.uint64)) + int(part[-1])
+        total = (total * int(powers[len(part) - 1]) + below) % 2**64
     return total
 
 

@@ -71,12 +71,12 @@ static void run(const float *w, float *a, const float *in, float *out) {
 
 #define HEADER 64 /* bytes before the weights: "GHOSTNET", key, number of floats, checksum, zeros */
 
-static uint64_t checksum(const unsigned char *bytes, size_t count) { /* FNV-1a over words of 8 bytes */
+static uint64_t checksum(const unsigned char *bytes, size_t count) { /* digits of a number, modulo 2^64 */
   uint64_t sum = 14695981039346656037u;
   for (size_t i = 0; i < count; i += 8) {
     uint64_t word = 0;
     memcpy(&word, bytes + i, count - i < 8 ? count - i : 8);
-    sum = (sum ^ word) * 1099511628211u;
+    sum = sum * 1099511628211u + word;
   }
   return sum;
 }
