@@ -195,7 +195,7 @@ def checksum(data: bytes) -> int:
     The base is odd: so no change of one word goes unseen.
     """
     words = np.frombuffer(data.ljust(-(-len(data) // 8) * 8, b"\0"), "<u8")
-    powers = np.multiply.accumulate(np.full(min(len(words), 2**16), PRIME, np.uint64))  # PRIME, PRIME**2, ...; they wrap
+    powers = np.multiply.accumulate(np.full(min(len(words), 2**16), PRIME, np.uint64))  # they wrap
     total = START
     for at in range(0, len(words), 2**16):
         part = words[at : at + 2**16]
