@@ -7,6 +7,7 @@ import ctypes
 import itertools
 import shutil
 import struct
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -260,6 +261,15 @@ def test_threads_that_cannot_be(built: Path, threads: int) -> None:
     assert functions.model_message(code).startswith(b"give at least 1 thread")
     assert not any(bytes(model))
     functions.model_free(model)  # of what was never begun
+
+
+def test_a_script_that_ends_with_a_program_says_nothing(tmp_path: Path) -> None:
+    """Python takes modules apart before what they hold."""
+    (tmp_path / "script.py").write_text(
+        "import ghostnets, torch\nfast = ghostnets.compile(torch.nn.Conv2d(3, 4, 3), torch.zeros(1, 3, 8, 8))\n"
+    )
+    done = run([sys.executable, "script.py"], tmp_path, XDG_CACHE_HOME=str(tmp_path))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @needs_compiler

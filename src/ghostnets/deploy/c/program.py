@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import threading
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -67,15 +68,12 @@ class Program:
         code = self._functions.model_init(ctypes.byref(self._model), str(weights).encode(), threads)
         if code:
             raise GhostnetsError(f"{weights}: {self._functions.model_message(code).decode()}")
+        weakref.finalize(self, self._functions.model_free, ctypes.byref(self._model))
         image, answer, kind, self.title = self._functions.model_describe().decode().split(";", 3)
         self.input_shape = tuple(map(int, image.split(",")))
         """Of one image, in the order in which its values lie."""
         self.output_shape = tuple(map(int, answer.split(",")))
         self.dtype = np.dtype(kind)
-
-    def __del__(self) -> None:
-        if getattr(self, "title", None) is not None:
-            self._functions.model_free(ctypes.byref(self._model))
 
     @overload
     def __call__(self, images: Tensor) -> Tensor: ...
