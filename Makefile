@@ -60,7 +60,7 @@ $(VENV)/.core: $(VENV)/.made $(SOURCES)
 
 # torchvision and timm without their dependencies: torch is already there, and nothing else of theirs is used.
 $(VENV)/.test: $(VENV)/.core Makefile
-	$(PIP) --editable '.[test,bench,hub,datasets,webdataset,optimizers,tensorboard]'
+	$(PIP) --editable '.[test,bench,hub,datasets,webdataset,tensorboard]'
 	$(PIP) --no-deps torchvision timm
 	touch $@
 

@@ -4,16 +4,13 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from ghostnets.errors import MissingExtra
 from ghostnets.models.catalog import create_model
 from ghostnets.models.ghostnet import GhostNet
 from ghostnets.training.optimizer import Groups, block_of, make_optimizer, parameter_groups
@@ -193,7 +190,6 @@ def test_adamw_by_hand() -> None:
 
 def test_lamb_by_hand() -> None:
     """arXiv:1904.00962, algorithm 2, in its third version: no correction of the averages' start."""
-    pytest.importorskip("pytorch_optimizer")
     recipe = Recipe(opt="lamb", lr=0.05, momentum=0.8, weight_decay=0.3)
     model = nn.Linear(4, 3)
     optimizer = make_optimizer(parameter_groups(model, model, recipe), recipe)
@@ -218,7 +214,6 @@ def test_muon_makes_the_steps_of_mixing_filters_orthogonal() -> None:
     """Against the exact factors of Nesterov's gradient: five Newton-Schulz steps leave its singular vectors and bring the
     values to about 1 (Jordan et al., https://kellerjordan.github.io/posts/muon/).
     """
-    pytest.importorskip("pytorch_optimizer")
     recipe = Recipe(opt="muon", lr=0.5, momentum=0.8, weight_decay=0.1)
     model = nn.Sequential(nn.Conv2d(6, 4, 3, bias=False), nn.Linear(4, 2))
     weight = model.get_parameter("0.weight")
@@ -240,7 +235,6 @@ def test_muon_makes_the_steps_of_mixing_filters_orthogonal() -> None:
 
 
 def test_beside_muon_adamw_moves_vectors_depthwise_filters_and_the_classifier() -> None:
-    pytest.importorskip("pytorch_optimizer")
     recipe = Recipe(opt="muon", lr=0.1, momentum=0.8, weight_decay=0.2)
 
     def move(w: float, seen: list[float], decay: float, step: int) -> float:
@@ -256,13 +250,6 @@ def test_beside_muon_adamw_moves_vectors_depthwise_filters_and_the_classifier() 
         assert (id(p) in turned) == (name == "conv1.weight" or name.endswith("primary_conv.0.weight")), name
     assert {(group["use_muon"], group["scale"]) for group in groups} == {(True, 1.0), (False, 0.1)}
     assert Counter(id(p) for group in groups for p in group["params"]) == Counter(id(p) for p in model.parameters())
-
-
-@pytest.mark.parametrize("name", ["lamb", "muon"])
-def test_what_another_library_has_names_the_extra_it_needs(name: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
-    with pytest.raises(MissingExtra, match=rf"the optimiser {name} needs the extra 'optimizers': pip install"):
-        make_optimizer([{"params": [nn.Parameter(torch.zeros(1))], "head": False, "scale": 1.0}], Recipe(opt=name))
 
 
 def test_the_rate_of_a_group_can_be_set_and_its_share_is_kept() -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from ghostnets.errors import MissingExtra
 from ghostnets.training.recipe import Recipe
 
 ADAMW_SHARE = 0.1
@@ -44,7 +43,7 @@ def block_of(name: str) -> str:
 
 
 def make_optimizer(groups: Groups, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimiser. Raises MissingExtra where another library has it and is not installed."""
+    """The recipe's optimiser."""
     return OPTIMIZERS[recipe.opt](groups, recipe)
 
 
@@ -57,15 +56,19 @@ def _adamw(groups: Iterable[Any], recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def _lamb(groups: Iterable[Any], recipe: Recipe) -> torch.optim.Optimizer:
+    import pytorch_optimizer  # takes a while
+
     # The paper's algorithm 2: the decay is part of the step that the trust ratio scales (else it would be AdamW's), and
     # that step is not made longer at the start (else the first would be 1 / (1 - momentum) times the rate).
     betas = (recipe.momentum, 0.999)
-    return _library("lamb").Lamb(groups, lr=recipe.lr, betas=betas, weight_decouple=False, adam_debias=True)
+    return pytorch_optimizer.Lamb(groups, lr=recipe.lr, betas=betas, weight_decouple=False, adam_debias=True)
 
 
 def _muon(groups: Iterable[Any], recipe: Recipe) -> torch.optim.Optimizer:
+    import pytorch_optimizer
+
     ready = [part for group in groups for part in _for_muon(group, recipe)]
-    return _library("muon").Muon(ready, lr=recipe.lr, momentum=recipe.momentum, adamw_lr=recipe.lr * ADAMW_SHARE)
+    return pytorch_optimizer.Muon(ready, lr=recipe.lr, momentum=recipe.momentum, adamw_lr=recipe.lr * ADAMW_SHARE)
 
 
 def _for_muon(group: Mapping[str, Any], recipe: Recipe) -> Iterator[dict[str, Any]]:
@@ -81,14 +84,6 @@ def _for_muon(group: Mapping[str, Any], recipe: Recipe) -> Iterator[dict[str, An
     if no:
         own = {"scale": group["scale"] * ADAMW_SHARE, "betas": (recipe.momentum, 0.999), "eps": 1e-8}
         yield {**group, "params": no, "use_muon": False, **own}
-
-
-def _library(optimizer: str) -> Any:
-    try:
-        import pytorch_optimizer  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise MissingExtra(f"the optimiser {optimizer}", "optimizers") from None
-    return pytorch_optimizer
 
 
 OPTIMIZERS: Mapping[str, Callable[[Iterable[Any], Recipe], torch.optim.Optimizer]] = {
