@@ -263,6 +263,7 @@ def test_threads_that_cannot_be(built: Path, threads: int) -> None:
     functions.model_free(model)  # of what was never begun
 
 
+@needs_compiler
 def test_a_script_that_ends_with_a_program_says_nothing(tmp_path: Path) -> None:
     """Python takes modules apart before what they hold."""
     (tmp_path / "script.py").write_text(
