@@ -261,6 +261,17 @@ def test_progress_is_a_few_plain_lines_away_from_a_terminal(monkeypatch: pytest.
     assert out.getvalue() == "copying [x]: 50 %, 6 s left\ncopying [x]: 75 %, 4 s left\n"
 
 
+def test_the_time_left_of_what_is_gone_on_with_is_that_of_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half was there before: by what was done since, 10 % in 10 s, the rest takes 40 s; by all of it, it would be 7 s."""
+    clock = iter([0.0, 1.0, 11.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    out = io.StringIO()
+    with progress.progress("training", 100, Console(file=out)) as report:
+        report(50)
+        report(60)
+    assert out.getvalue() == "training: 60 %, 40 s left\n"
+
+
 @pytest.mark.parametrize("total", [100, None])
 def test_progress_is_a_bar_on_a_terminal(total: int | None) -> None:
     out = io.StringIO()

@@ -21,7 +21,9 @@ RARER = 0.1
 def progress(
     what: str, total: int | None, console: Console | None = None
 ) -> Generator[Callable[[int], None], None, None]:
-    """A function to call with how much of ``total`` (None: unknown) is done by now; drawn on standard error."""
+    """A function to call with how much of ``total`` (None: unknown) is done by now; drawn on standard error. What the
+    first call says was there before: the time left is judged by what came since.
+    """
     console = console or Console(stderr=True)
     if not console.is_terminal:
         yield _lines(what, total, console)
@@ -34,13 +36,15 @@ def progress(
 
 def _lines(what: str, total: int | None, console: Console) -> Callable[[int], None]:
     started = said = time.monotonic()
+    first: tuple[float, int] | None = None
 
     def report(done: int) -> None:
-        nonlocal said
+        nonlocal said, first
         now = time.monotonic()
-        if total and done and now - said >= max(SILENCE, RARER * (now - started)):
+        since, there = first = first or (now, done)
+        if total and done > there and now - said >= max(SILENCE, RARER * (now - started)):
             said = now
-            left = (now - started) * (total - done) / done
+            left = (now - since) * (total - done) / (done - there)
             line = f"{what}: {100 * done // total} %, {left:.0f} s left"
             console.print(line, highlight=False, markup=False, soft_wrap=True)
 

@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from itertools import chain
 
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 def decay_at(decay: float, step: int) -> float:
@@ -22,11 +25,16 @@ class Average:
 
     def update_(self, network: nn.Module, step: int) -> None:
         """After the ``step``-th step, counted from 1."""
-        decay = decay_at(self.decay, step)
-        new = network.state_dict()
-        own = {id(tensor): (name, tensor) for name, tensor in self.model.state_dict(keep_vars=True).items()}
-        for name, tensor in own.values():  # once each: a shared layer stands there under all its names
-            if tensor.is_floating_point():
-                tensor.lerp_(new[name], 1 - decay)
-            else:
-                tensor.copy_(new[name])
+        pairs = list(zip(_tensors(self.model), _tensors(network), strict=True))
+        averaged = [(own, new) for own, new in pairs if own.is_floating_point()]
+        if averaged:
+            own, new = map(list, zip(*averaged, strict=True))
+            get_ema_multi_avg_fn(decay_at(self.decay, step))(own, new, step)
+        for own, new in pairs:
+            if not own.is_floating_point():
+                own.copy_(new)
+
+
+def _tensors(network: nn.Module) -> Iterator[Tensor]:
+    """Every one once, under however many names it stands."""
+    return chain(network.parameters(), network.buffers())

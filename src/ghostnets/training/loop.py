@@ -337,6 +337,7 @@ class _Loop:
             write_history(self.run.folder, self.history)
         self.started = time.perf_counter()
         self.run.log({"event": "resume", "step": self.step_count})
+        self.run.progress("training", self.step_count, self.total)
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a run to be gone on with."""
