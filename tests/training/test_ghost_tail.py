@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ghostnets.blocks.ghost import GhostModule
+from ghostnets.blocks.ghost import GhostModule, ghost_conv
+from ghostnets.blocks.residual import BasicBlock, ShortcutA
 from ghostnets.compiler import NoCompiler
 from ghostnets.models.catalog import create_model
 from ghostnets.training import ghost_tail
-from ghostnets.training.ghost_tail import QuickGhostModule, quickened
+from ghostnets.training.ghost_tail import QuickBasicBlock, QuickGhostModule, quickened
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -81,6 +82,62 @@ def test_any_shape_gives_what_pytorch_gives(
     for name, tensor in wanted.items():
         assert error(found[name], tensor) < 1e-3, name  # a value that float32 puts on the other side of 0 counts fully
     torch.testing.assert_close(found["out"], wanted["out"].float(), rtol=1e-3, atol=1e-4)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    images=st.integers(3, 12), height=st.integers(2, 9), width=st.integers(2, 9), channels=st.integers(1, 12),
+    strided=st.booleans(), threads=st.integers(1, 3), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_a_residual_block_gives_what_pytorch_gives(
+    images: int, height: int, width: int, channels: int, *, strided: bool, threads: int, seed: int
+) -> None:
+    """The shortcut's gradient, which x's holds a share of, too; padded channels are ReLU's alone."""
+    wide = 2 * channels * (2 if strided else 1)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        shortcut = ShortcutA(2 * channels, wide, 2) if strided else nn.Identity()
+        block = BasicBlock(
+            2 * channels, wide, stride=1 + strided, conv=ghost_conv(ratio=2, cheap_size=3), downsample=shortcut
+        )
+        x = torch.randn(images, 2 * channels, height, width)
+        pull = torch.randn(images, wide, -(-height // (1 + strided)), -(-width // (1 + strided)))
+        wanted = copy.deepcopy(block).double()
+    quick = quickened(block)
+    assert isinstance(quick, QuickBasicBlock)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = passed(quick, x, pull)
+    finally:
+        torch.set_num_threads(before)
+    for name, tensor in passed(wanted, x.double(), pull.double()).items():
+        assert error(found[name], tensor) < 1e-3, name
+
+
+def test_a_block_in_bfloat16_is_as_near_as_pytorch_s_own() -> None:
+    source = torch.Generator().manual_seed(1)
+    x, pull = torch.randn(32, 16, 16, 16, generator=source), torch.randn(32, 16, 16, 16, generator=source)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        block = BasicBlock(16, 16, stride=1, conv=ghost_conv(ratio=2, cheap_size=3), downsample=nn.Identity())
+    wanted = passed(copy.deepcopy(block).double(), x.double(), pull.double())
+    errors: list[dict[str, float]] = []
+    for network in (quickened(block), copy.deepcopy(block)):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = passed(network, x.bfloat16(), pull.bfloat16())
+        assert found["out"].dtype == torch.bfloat16
+        errors.append({name: error(found[name], tensor) for name, tensor in wanted.items()})
+    for name, ours in errors[0].items():
+        assert ours < 1.2 * errors[1][name] + 1e-3, name
+
+
+def test_a_shortcut_of_another_type_is_added_as_pytorch_adds_it() -> None:
+    module = quickened(ghost(4, 3, relu=False))
+    shortcut = torch.randn(4, 8, 5, 5, dtype=torch.float64)
+    assert isinstance(module, QuickGhostModule)
+    x = torch.randn(4, 3, 5, 5)
+    torch.testing.assert_close(module(x, shortcut), torch.relu(module(x) + shortcut), rtol=1e-4, atol=1e-4)
 
 
 def test_bfloat16_is_as_near_as_pytorch_s_own() -> None:

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // What follows the primary convolution of a Ghost module (arXiv:1911.11907, section 3.1) with ratio 2, for training on a
-// CPU, forward and backward: norm, ReLU, depthwise filters, norm, ReLU, both halves side by side. The maps in between stay
-// in the cache; what a backward pass needs is computed again from the two that the norms read.
+// CPU, forward and backward: norm, ReLU, depthwise filters, norm, ReLU, both halves side by side, and where it ends a
+// residual branch the shortcut and the ReLU behind their sum. The maps in between stay in the cache; what a backward pass
+// needs is computed again from the two that the norms read.
 //
 // Maps are channels last, float32 or (-DBF16) bfloat16; all else is float32. Sums are made in one order for a given number
 // of threads, so a run can be repeated to the bit.
@@ -9,6 +10,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -27,6 +31,15 @@ static inline vec load(const map_t *p) {
   uvec u = __builtin_convertvector(h, uvec) << 16;
   return (vec)u;
 }
+#ifdef __AVX512BF16__
+static inline void store(map_t *p, vec v) {
+  __m256bh h = _mm512_cvtneps_pbh((__m512)v);
+  memcpy(p, &h, sizeof h);
+}
+static inline vec rounded(vec v) { // what `store` keeps
+  return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)v)), 16);
+}
+#else
 static inline void store(map_t *p, vec v) { // to the nearest, ties to even; a NaN stays one
   uvec u = (uvec)v;
   uvec r = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
@@ -35,6 +48,11 @@ static inline void store(map_t *p, vec v) { // to the nearest, ties to even; a N
   hvec h = __builtin_convertvector(r, hvec);
   memcpy(p, &h, sizeof h);
 }
+static inline vec rounded(vec v) { // what `store` keeps
+  uvec u = (uvec)v;
+  return (vec)((u + 0x7fff + ((u >> 16) & 1)) & 0xffff0000);
+}
+#endif
 static inline float load1(const map_t *p) {
   uint32_t u = (uint32_t)*p << 16;
   float f;
@@ -45,10 +63,6 @@ static inline void store1(map_t *p, float f) {
   uint32_t u;
   memcpy(&u, &f, 4);
   *p = f != f ? 0x7fc0 : (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
-}
-static inline vec rounded(vec v) { // what `store` keeps
-  uvec u = (uvec)v;
-  return (vec)((u + 0x7fff + ((u >> 16) & 1)) & 0xffff0000);
 }
 #else
 typedef float map_t;
@@ -303,6 +317,20 @@ INLINE void gather(const shape *s, int side, const float *in, const float *back,
   }
 }
 
+// y = relu(y + plus), for one image of both halves.
+INLINE void join(const shape *s, const map_t *plus, map_t *y) {
+  int64_t size = 2 * s->height * s->n;
+  for (int64_t l = 0; l < size; l += LANES)
+    put(y + l, positive(part(y + l, size - l) + part(plus + l, size - l)), size - l);
+}
+
+// dplus = dy where y is above zero, for one image of both halves.
+INLINE void part_ways(const shape *s, const map_t *y, const map_t *dy, map_t *dplus) {
+  int64_t size = 2 * s->height * s->n;
+  for (int64_t l = 0; l < size; l += LANES)
+    put(dplus + l, (vec)((ivec)part(dy + l, size - l) & (part(y + l, size - l) > 0)), size - l);
+}
+
 #define BY_SIDE(function, ...)                                                                                         \
   switch (s.side) {                                                                                                    \
   case 1: function(&s, 1, __VA_ARGS__); break;                                                                         \
@@ -320,9 +348,10 @@ INLINE void gather(const shape *s, int side, const float *in, const float *back,
 
 // z (images, height, width, channels) -> y (…, 2 * channels); r are the filters' maps before their norm. filter (taps,
 // channels); norms (2, FIGURES, channels) are written, from affine (weight 1, bias 1, weight 2, bias 2; channels each).
+// Where plus is not NULL, relu(y + plus) is written instead of y.
 void ghost_forward(const map_t *z, int64_t images, int64_t height, int64_t width, int64_t channels, int side,
-                   const float *filter, const float *affine, float eps1, float eps2, int relu1, int relu2, map_t *r,
-                   map_t *y, float *norms) {
+                   const float *filter, const float *affine, float eps1, float eps2, int relu1, int relu2,
+                   const map_t *plus, map_t *r, map_t *y, float *norms) {
   shape s = shaped(images, height, width, channels, side);
   int64_t c = channels, size = height * s.n;
   float *norm1 = norms, *norm2 = norms + FIGURES * c, *shift = zeros(c, 4);
@@ -391,6 +420,8 @@ void ghost_forward(const map_t *z, int64_t images, int64_t height, int64_t width
           put(b + at, relu2 ? positive(w) : w, left);
         }
       halves(&s, y + 2 * k * size, a, b, 1);
+      if (plus)
+        join(&s, plus + 2 * k * size, y + 2 * k * size);
     }
     free(a);
     free(b);
@@ -398,13 +429,15 @@ void ghost_forward(const map_t *z, int64_t images, int64_t height, int64_t width
   free(shift), free(sums), free(each), free(from), free(scale1), free(offset1), free(weight), free(scale2), free(offset2);
 }
 
-// dy -> dz, dfilter (taps, channels), daffine (4, channels); the rest as ghost_forward read and wrote it.
-void ghost_backward(const map_t *z, const map_t *r, const map_t *dy, int64_t images, int64_t height, int64_t width,
-                    int64_t channels, int side, const float *filter, const float *norms, int relu1, int relu2, map_t *dz,
-                    float *dfilter, float *daffine) {
+// dy -> dz, dfilter (taps, channels), daffine (4, channels); the rest as ghost_forward read and wrote it. Where it wrote a
+// sum, y is that and dplus is written; else both are NULL.
+void ghost_backward(const map_t *z, const map_t *r, const map_t *y, const map_t *dy, int64_t images, int64_t height,
+                    int64_t width, int64_t channels, int side, const float *filter, const float *norms, int relu1,
+                    int relu2, map_t *dz, map_t *dplus, float *dfilter, float *daffine) {
   shape s = shaped(images, height, width, channels, side);
   int64_t c = channels, size = height * s.n, kept = s.taps + 2;
   const float *norm1 = norms, *norm2 = norms + FIGURES * c;
+  const map_t *pull = y ? dplus : dy;
   double *sums = zeros((size_t)s.workers * kept * s.lanes, 8), *each = zeros(kept * c, 8);
   float *mean1 = along(&s, norm1 + MEAN * c), *scale1 = along(&s, norm1 + SCALE * c);
   float *offset1 = along(&s, norm1 + OFFSET * c), *mean2 = along(&s, norm2 + MEAN * c);
@@ -414,7 +447,9 @@ void ghost_backward(const map_t *z, const map_t *r, const map_t *dy, int64_t ima
     float *some = zeros(2 * s.lanes, 4);
     map_t *a = zeros(size, sizeof(map_t)), *b = zeros(size, sizeof(map_t));
     for (int64_t k = FROM; k < TO; k++) {
-      halves(&s, (map_t *)dy + 2 * k * size, a, b, 0);
+      if (y)
+        part_ways(&s, y + 2 * k * size, dy + 2 * k * size, dplus + 2 * k * size);
+      halves(&s, (map_t *)pull + 2 * k * size, a, b, 0);
       for (int64_t l = 0; l < s.n; l += LANES) {
         vec p = loadf(some + l), q = loadf(some + s.lanes + l);
         vec m = loadf(mean2 + l), scale = loadf(scale2 + l), offset = loadf(offset2 + l);
@@ -443,7 +478,7 @@ void ghost_backward(const map_t *z, const map_t *r, const map_t *dy, int64_t ima
     float *some = zeros(kept * s.lanes, 4), *in = zeros(wide, 4), *back = zeros(wide, 4);
     map_t *a = zeros(size, sizeof(map_t)), *b = zeros(size, sizeof(map_t));
     for (int64_t k = FROM; k < TO; k++) {
-      halves(&s, (map_t *)dy + 2 * k * size, a, b, 0);
+      halves(&s, (map_t *)pull + 2 * k * size, a, b, 0);
       if (relu1)
         widen(&s, z + k * size, scale1, offset1, 1, in);
       else

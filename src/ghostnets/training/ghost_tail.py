@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from ghostnets.blocks.ghost import GhostModule
 from ghostnets.blocks.replace import swapped
+from ghostnets.blocks.residual import BasicBlock
+from ghostnets.training.ghost_primary import primary
 from ghostnets.training.native import compiled
 
 LARGEST = 7
@@ -37,10 +39,10 @@ def libraries() -> Mapping[torch.dtype, ctypes.CDLL]:
     found = {torch.float32: compiled(source), torch.bfloat16: compiled(source, "BF16")}
     for library in found.values():
         library.ghost_forward.argtypes = [
-            _POINTER, *_SHAPE, _POINTER, _POINTER, _FIGURE, _FIGURE, _FLAG, _FLAG, _POINTER, _POINTER, _POINTER
+            _POINTER, *_SHAPE, _POINTER, _POINTER, _FIGURE, _FIGURE, _FLAG, _FLAG, _POINTER, _POINTER, _POINTER, _POINTER
         ]  # fmt: skip
         library.ghost_backward.argtypes = [
-            _POINTER, _POINTER, _POINTER, *_SHAPE, _POINTER, _POINTER, _FLAG, _FLAG, _POINTER, _POINTER, _POINTER
+            _POINTER, _POINTER, _POINTER, _POINTER, *_SHAPE, _POINTER, _POINTER, _FLAG, _FLAG, _POINTER, _POINTER, _POINTER, _POINTER
         ]  # fmt: skip
         library.ghost_forward.restype = library.ghost_backward.restype = None
     return found
@@ -55,10 +57,12 @@ def quickened(network: nn.Module) -> nn.Module:
 
 
 def _quick(module: nn.Module) -> nn.Module | None:
-    if type(module) is not GhostModule or not _fits(module):
-        return None
-    libraries()
-    return QuickGhostModule(module)
+    if type(module) is GhostModule and _fits(module):
+        libraries()
+        return QuickGhostModule(module)
+    if type(module) is BasicBlock and type(module.bn2) is nn.Identity and type(module.act2) is nn.ReLU:
+        return QuickBasicBlock(module)
+    return None
 
 
 class QuickGhostModule(GhostModule):
@@ -68,21 +72,43 @@ class QuickGhostModule(GhostModule):
         nn.Module.__init__(self)  # everything else is there already
         self.__dict__.update(module.__dict__)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """With a shortcut relu(what the module makes + shortcut)."""
         assert self.cheap_operation is not None
         norms = [norm for norm in (self.primary_conv[1], self.cheap_operation[1]) if isinstance(norm, nn.BatchNorm2d)]
         if not all(norm.training for norm in norms) or x.device.type != "cpu":
-            return super().forward(x)
-        z = self.primary_conv[0](x)
+            return _joined(super().forward(x), shortcut)
+        conv = self.primary_conv[0]
+        assert isinstance(conv, nn.Conv2d)
+        z = primary(conv, x)
         count = z.numel() // z.shape[1]
-        if z.dtype not in libraries() or count < 2:
+        if z.dtype not in libraries() or count < 2 or (shortcut is not None and shortcut.dtype != z.dtype):
             intrinsic = self.primary_conv[1:](z)
-            return torch.cat([intrinsic, self.cheap_operation(intrinsic)], 1)
+            return _joined(torch.cat([intrinsic, self.cheap_operation(intrinsic)], 1), shortcut)
         affine = [norms[0].weight, norms[0].bias, norms[1].weight, norms[1].bias]
-        out, found = _Tail.apply(z, self.cheap_operation[0].weight, *affine, norms[0].eps, norms[1].eps, self.relu)  # pyright: ignore[reportGeneralTypeIssues]
+        eps = norms[0].eps, norms[1].eps
+        out, found = _Tail.apply(z, self.cheap_operation[0].weight, *affine, shortcut, *eps, self.relu)  # pyright: ignore[reportGeneralTypeIssues]
         for norm, figures in zip(norms, found, strict=True):
             _remember_(norm, figures[0], figures[1] * (count / (count - 1)))
         return out
+
+
+class QuickBasicBlock(BasicBlock):
+    """The very block; a Ghost module that ends its branch adds the shortcut itself."""
+
+    def __init__(self, block: BasicBlock) -> None:
+        nn.Module.__init__(self)
+        self.__dict__.update(block.__dict__)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not isinstance(self.conv2, QuickGhostModule):
+            return super().forward(x)
+        out = self.act1(self.bn1(self.conv1(x)))
+        return self.conv2(out, self.downsample(x))
+
+
+def _joined(out: Tensor, shortcut: Tensor | None) -> Tensor:
+    return out if shortcut is None else torch.relu(out + shortcut)
 
 
 class _Tail(torch.autograd.Function):
@@ -90,38 +116,44 @@ class _Tail(torch.autograd.Function):
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, z: Tensor, weight: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, eps1: float,
-        eps2: float, relu: bool,  # noqa: FBT001 - apply takes no names
+        ctx: Any, z: Tensor, weight: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor,
+        shortcut: Tensor | None, eps1: float, eps2: float, relu: bool,  # noqa: FBT001 - apply takes no names
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         z = z.contiguous(memory_format=torch.channels_last)
         n, c, h, w = z.shape
         side = weight.shape[-1]
         filters = weight.detach().reshape(c, side * side).t().contiguous()
         affine = torch.stack([weight1.detach(), bias1.detach(), weight2.detach(), bias2.detach()])
+        plus = shortcut.contiguous(memory_format=torch.channels_last) if shortcut is not None else None
         r = torch.empty_like(z)
         y = torch.empty(n, 2 * c, h, w, dtype=z.dtype, memory_format=torch.channels_last)
         norms = torch.empty(2, FIGURES, c)
         libraries()[z.dtype].ghost_forward(
-            z.data_ptr(), n, h, w, c, side, filters.data_ptr(), affine.data_ptr(), eps1, eps2, relu, relu, r.data_ptr(),
+            z.data_ptr(), n, h, w, c, side, filters.data_ptr(), affine.data_ptr(), eps1, eps2, relu, relu, _at(plus), r.data_ptr(),
             y.data_ptr(), norms.data_ptr(),
         )  # fmt: skip
-        ctx.save_for_backward(z, r, filters, norms)
+        ctx.save_for_backward(z, r, filters, norms, y if plus is not None else None)
         ctx.relu = relu
         ctx.mark_non_differentiable(norms)
         return y, norms
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        z, r, filters, norms = ctx.saved_tensors
+        z, r, filters, norms, y = ctx.saved_tensors
         n, c, h, w = z.shape
         side = round(len(filters) ** 0.5)
         dy = dy.to(z.dtype).contiguous(memory_format=torch.channels_last)
         dz, dfilters, daffine = torch.empty_like(z), torch.empty_like(filters), torch.empty(4, c)
+        dplus = torch.empty_like(dy) if y is not None else None
         libraries()[z.dtype].ghost_backward(
-            z.data_ptr(), r.data_ptr(), dy.data_ptr(), n, h, w, c, side, filters.data_ptr(), norms.data_ptr(), ctx.relu,
-            ctx.relu, dz.data_ptr(), dfilters.data_ptr(), daffine.data_ptr(),
+            z.data_ptr(), r.data_ptr(), _at(y), dy.data_ptr(), n, h, w, c, side, filters.data_ptr(), norms.data_ptr(), ctx.relu,
+            ctx.relu, dz.data_ptr(), _at(dplus), dfilters.data_ptr(), daffine.data_ptr(),
         )  # fmt: skip
-        return dz, dfilters.t().reshape(c, 1, side, side), *daffine, None, None, None
+        return dz, dfilters.t().reshape(c, 1, side, side), *daffine, dplus, None, None, None
+
+
+def _at(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 def _fits(module: GhostModule) -> bool:
