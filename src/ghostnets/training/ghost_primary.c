@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The primary convolution of a Ghost module (3×3, stride 1, padding 1) in training, where its few channels leave oneDNN's
-// lanes empty: forward for up to 8 outputs, and the gradient of the filters, in bfloat16 with sums in float32.
+// lanes empty: forward for up to 8 outputs, and backward, in bfloat16 with sums in float32.
 //
 // For processors that multiply pairs of bfloat16 (AVX512_BF16) and have no tiles (AMX), with which oneDNN is faster. Maps
 // are channels last; filters and their gradient are (outputs, 3, 3, inputs). Sums are made in one order for a given number
@@ -23,6 +23,7 @@ typedef uint32_t pair; // two values that are multiplied and added up at once
 #define IMAGES 8 // whose sums are added up in float32 before they go on in float64
 #define TAPS 9
 #define UNROLL _Pragma("GCC unroll 32")
+#define INLINE static inline __attribute__((always_inline))
 #define UP(n, to) (((n) + (to)-1) / (to) * (to))
 
 static int workers(int64_t images) {
@@ -45,6 +46,9 @@ static void *zeros(size_t count, size_t size) {
     abort();
   return memset(p, 0, bytes);
 }
+
+// The first `left` lanes of 16.
+static inline __mmask16 leading(int64_t left) { return left >= LANES ? 0xffff : (__mmask16)((1u << left) - 1); }
 
 static inline __m512 dot(__m512 sum, __m512i a, __m512i b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
 
@@ -147,8 +151,7 @@ void primary_forward(const map_t *x, const map_t *weight, int64_t images, int64_
 // --- the gradient of the filters: pairs of pixels, a lane for an input
 
 static inline __m512i some(const map_t *p, int64_t left) {
-  __mmask16 there = left >= LANES ? 0xffff : (__mmask16)((1u << left) - 1);
-  return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(there, p));
+  return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(leading(left), p));
 }
 
 // One row of pixels (width, channels) behind `border` pixels of zeros, in pairs: out[pair][channel], `count` pairs,
@@ -164,11 +167,85 @@ static void paired(const map_t *x, int64_t width, int64_t channels, int64_t bord
     }
 }
 
-// x (images, height, width, inputs), dz (images, height, width, outputs) -> dweight (outputs, 3, 3, inputs).
-void primary_gradient(const map_t *x, const map_t *dz, int64_t images, int64_t height, int64_t width, int64_t inputs,
-                      int64_t outputs, float *dweight) {
+// Adds to found (outputs rounded up, 3, 3, in) what one image says about the filters; `in` and `out` are the channels with
+// those that fill lanes, even and odd the image's pairs of pixels, pull those of its gradient.
+static void gather(const pair *even, const pair *odd, const pair *pull, int64_t height, int64_t pairs, int64_t in, int64_t out,
+                   int64_t outputs, float *found) {
+  int64_t line = (pairs + 1) * in;
+  for (int64_t o = 0; o < outputs; o += OUTPUTS)
+    for (int64_t c = 0; c < in; c += LANES)
+      for (int i = 0; i < 3; i++) {
+        __m512 sum[3][OUTPUTS];
+        UNROLL for (int j = 0; j < 3 * OUTPUTS; j++) sum[j / OUTPUTS][j % OUTPUTS] = _mm512_setzero_ps();
+        for (int64_t h = 0; h < height; h++) {
+          const pair *e = even + (h + i) * line + c, *u = odd + (h + i) * line + c, *d = pull + h * pairs * out + o;
+          for (int64_t p = 0; p < pairs; p++, e += in, u += in, d += out) {
+            __m512i v[3] = {_mm512_load_si512(e), _mm512_load_si512(u), _mm512_load_si512(e + in)};
+            UNROLL for (int j = 0; j < OUTPUTS; j++) {
+              __m512i each = _mm512_set1_epi32((int)d[j]);
+              UNROLL for (int q = 0; q < 3; q++) sum[q][j] = dot(sum[q][j], v[q], each);
+            }
+          }
+        }
+        UNROLL for (int j = 0; j < OUTPUTS; j++) UNROLL for (int q = 0; q < 3; q++) {
+          float *to = found + ((o + j) * TAPS + 3 * i + q) * in + c;
+          _mm512_store_ps(to, _mm512_add_ps(_mm512_load_ps(to), sum[q][j]));
+        }
+      }
+}
+
+// --- the gradient of the images: a lane for an input
+
+// So many pixels of a row by `vectors` times 16 inputs. from is the corner of the first pixel's window, `channels` a pixel and
+// `line` a row; weight is (taps, pairs of channels, in).
+INLINE void tile(int pixels, int vectors, const map_t *from, int64_t line, int64_t channels, const pair *weight, int64_t in,
+                 int64_t inputs, int64_t left, map_t *dx) {
+  __m512 sum[16][2];
+  UNROLL for (int p = 0; p < pixels; p++) UNROLL for (int v = 0; v < vectors; v++) sum[p][v] = _mm512_setzero_ps();
+  for (int t = 0; t < TAPS; t++) {
+    const map_t *at = from + t / 3 * line + t % 3 * channels;
+    for (int64_t c = 0; c < channels; c += 2, weight += in) {
+      __m512i w[2];
+      UNROLL for (int v = 0; v < vectors; v++) w[v] = _mm512_load_si512(weight + v * LANES);
+      UNROLL for (int p = 0; p < pixels; p++) {
+        int each;
+        memcpy(&each, at + p * channels + c, sizeof each);
+        UNROLL for (int v = 0; v < vectors; v++) sum[p][v] = dot(sum[p][v], _mm512_set1_epi32(each), w[v]);
+      }
+    }
+  }
+  UNROLL for (int p = 0; p < pixels; p++) UNROLL for (int v = 0; v < vectors; v++)
+    _mm256_mask_storeu_epi16(dx + p * inputs + v * LANES, leading(left - v * LANES), (__m256i)_mm512_cvtneps_pbh(sum[p][v]));
+}
+#define TILES(pixels, vectors)                                                                                         \
+  for (; w + pixels <= width; w += pixels)                                                                             \
+    tile(pixels, vectors, from + w * channels, line, channels, weight + c, in, inputs, inputs - c, dx + w * inputs + c);
+
+// One row of dx; from is the row above it with its border.
+static void spread(const map_t *from, int64_t width, int64_t line, int64_t channels, const pair *weight, int64_t in,
+                   int64_t inputs, map_t *dx) {
+  for (int64_t c = 0; c < inputs; c += 2 * LANES) {
+    int64_t w = 0;
+    if (inputs - c > LANES) {
+      TILES(8, 2) TILES(4, 2) TILES(1, 2)
+    } else {
+      TILES(16, 1) TILES(8, 1) TILES(4, 1) TILES(1, 1)
+    }
+  }
+}
+
+// x (images, height, width, inputs), dz (images, height, width, outputs) -> dx like x, or NULL, and dweight (outputs, 3, 3,
+// inputs).
+void primary_backward(const map_t *x, const map_t *weight, const map_t *dz, int64_t images, int64_t height, int64_t width,
+                      int64_t inputs, int64_t outputs, map_t *dx, float *dweight) {
   int64_t in = UP(inputs, LANES), out = UP(outputs, LANES), pairs = (width + 1) / 2, line = pairs + 1;
+  int64_t channels = UP(outputs, 2), wide = (width + 2) * channels;
   size_t values = (size_t)UP(outputs, OUTPUTS) * TAPS * in;
+  map_t *turned = zeros((size_t)TAPS * channels * in, sizeof(map_t)); // by 180°, in pairs of outputs
+  for (int64_t o = 0; o < outputs; o++)
+    for (int64_t t = 0; t < TAPS; t++)
+      for (int64_t c = 0; c < inputs; c++)
+        turned[(((TAPS - 1 - t) * channels / 2 + o / 2) * in + c) * 2 + o % 2] = weight[(o * TAPS + t) * inputs + c];
   int team = workers(images);
   double *sums = zeros(values * team, sizeof(double));
   TEAM {
@@ -176,41 +253,30 @@ void primary_gradient(const map_t *x, const map_t *dz, int64_t images, int64_t h
     pair *even = zeros((size_t)(height + 2) * line * in, sizeof(pair));
     pair *odd = zeros((size_t)(height + 2) * line * in, sizeof(pair));
     pair *pull = zeros((size_t)height * pairs * out, sizeof(pair));
+    map_t *back = zeros((size_t)(height + 2) * wide, sizeof(map_t));
     for (int64_t k = FROM; k < TO; k++) {
-      for (int64_t h = 0; h < height; h++) { // the rows of the border stay zero
-        const map_t *row = x + (k * height + h) * width * inputs;
+      for (int64_t h = 0; h < height; h++) { // borders stay zero
+        const map_t *row = x + (k * height + h) * width * inputs, *drow = dz + (k * height + h) * width * outputs;
         paired(row, width, inputs, 1, 0, line, in, even + (h + 1) * line * in);
         paired(row, width, inputs, 1, 1, line, in, odd + (h + 1) * line * in);
-        paired(dz + (k * height + h) * width * outputs, width, outputs, 0, 0, pairs, out, pull + h * pairs * out);
+        paired(drow, width, outputs, 0, 0, pairs, out, pull + h * pairs * out);
+        if (channels == outputs)
+          memcpy(back + (h + 1) * wide + channels, drow, sizeof(map_t) * width * outputs);
+        else
+          for (int64_t w = 0; w < width; w++)
+            memcpy(back + (h + 1) * wide + (w + 1) * channels, drow + w * outputs, sizeof(map_t) * outputs);
       }
-      for (int64_t o = 0; o < outputs; o += OUTPUTS)
-        for (int64_t c = 0; c < in; c += LANES)
-          for (int i = 0; i < 3; i++) {
-            __m512 a[3][OUTPUTS];
-            UNROLL for (int j = 0; j < 3 * OUTPUTS; j++) a[j / OUTPUTS][j % OUTPUTS] = _mm512_setzero_ps();
-            for (int64_t h = 0; h < height; h++) {
-              const pair *e = even + (h + i) * line * in + c, *u = odd + (h + i) * line * in + c;
-              const pair *d = pull + h * pairs * out + o;
-              for (int64_t p = 0; p < pairs; p++, e += in, u += in, d += out) {
-                __m512i v[3] = {_mm512_load_si512(e), _mm512_load_si512(u), _mm512_load_si512(e + in)};
-                UNROLL for (int j = 0; j < OUTPUTS; j++) {
-                  __m512i each = _mm512_set1_epi32((int)d[j]);
-                  UNROLL for (int q = 0; q < 3; q++) a[q][j] = dot(a[q][j], v[q], each);
-                }
-              }
-            }
-            UNROLL for (int j = 0; j < OUTPUTS; j++) UNROLL for (int q = 0; q < 3; q++) {
-              float *to = found + ((o + j) * TAPS + 3 * i + q) * in + c;
-              _mm512_store_ps(to, _mm512_add_ps(_mm512_load_ps(to), a[q][j]));
-            }
-          }
+      gather(even, odd, pull, height, pairs, in, out, outputs, found);
+      for (int64_t h = 0; h < height && dx; h++)
+        spread(back + h * wide, width, wide, channels, (const pair *)turned, in, inputs,
+               dx + (k * height + h) * width * inputs);
       if ((k - FROM) % IMAGES == IMAGES - 1 || k == TO - 1)
         for (size_t j = 0; j < values; j++) {
           sums[me * values + j] += found[j];
           found[j] = 0;
         }
     }
-    free(found), free(even), free(odd), free(pull);
+    free(found), free(even), free(odd), free(pull), free(back);
   }
   for (int64_t r = 0; r < outputs * TAPS; r++)
     for (int64_t c = 0; c < inputs; c++) {
@@ -219,7 +285,7 @@ void primary_gradient(const map_t *x, const map_t *dz, int64_t images, int64_t h
         a += sums[w * values + r * in + c];
       dweight[r * inputs + c] = (float)a;
     }
-  free(sums);
+  free(sums), free(turned);
 }
 
 int primary_pays(void) { return 1; }
