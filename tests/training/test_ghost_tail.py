@@ -28,11 +28,11 @@ def _compiler() -> None:
         pytest.skip(str(error))
 
 
-def ghost(channels: int, side: int, *, relu: bool, seed: int = 0) -> GhostModule:
+def ghost(outputs: int, side: int, *, relu: bool, ratio: int = 2, seed: int = 0) -> GhostModule:
     """With norms that do something, and filters far from symmetric."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        module = GhostModule(3, 2 * channels, kernel_size=1, cheap_size=side, relu=relu)
+        module = GhostModule(3, outputs, kernel_size=1, ratio=ratio, cheap_size=side, relu=relu)
         for parameter in module.parameters():
             nn.init.normal_(parameter)
         for norm in module.modules():
@@ -59,18 +59,18 @@ def error(found: Tensor, wanted: Tensor) -> float:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    images=st.integers(3, 20), height=st.integers(2, 12), width=st.integers(2, 12), channels=st.integers(1, 40),
-    side=st.sampled_from([1, 3, 5, 7]), threads=st.integers(1, 3), relu=st.booleans(), seed=st.integers(0, 99),
+    images=st.integers(3, 20), height=st.integers(2, 12), width=st.integers(2, 12), outputs=st.integers(2, 80),
+    ratio=st.integers(2, 8), side=st.sampled_from([1, 3, 5, 7]), threads=st.integers(1, 3), relu=st.booleans(), seed=st.integers(0, 99),
 )  # fmt: skip
 def test_any_shape_gives_what_pytorch_gives(
-    images: int, height: int, width: int, channels: int, side: int, threads: int, *, relu: bool, seed: int
+    images: int, height: int, width: int, outputs: int, ratio: int, side: int, threads: int, *, relu: bool, seed: int
 ) -> None:
     if side == 1 and not relu:
         side = 3  # a norm undoes what a filter of one weight does: its gradient is 0, and all that is left is rounding
     source = torch.Generator().manual_seed(seed)
     x = 3 + torch.randn(images, 3, height, width, generator=source)
-    pull = torch.randn(images, 2 * channels, height, width, generator=source)
-    module = ghost(channels, side, relu=relu, seed=seed)
+    pull = torch.randn(images, outputs, height, width, generator=source)
+    module = ghost(outputs, side, relu=relu, ratio=ratio, seed=seed)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -133,7 +133,7 @@ def test_a_block_in_bfloat16_is_as_near_as_pytorch_s_own() -> None:
 
 
 def test_a_shortcut_of_another_type_is_added_as_pytorch_adds_it() -> None:
-    module = quickened(ghost(4, 3, relu=False))
+    module = quickened(ghost(8, 3, relu=False))
     shortcut = torch.randn(4, 8, 5, 5, dtype=torch.float64)
     assert isinstance(module, QuickGhostModule)
     x = torch.randn(4, 3, 5, 5)
@@ -143,7 +143,7 @@ def test_a_shortcut_of_another_type_is_added_as_pytorch_adds_it() -> None:
 def test_bfloat16_is_as_near_as_pytorch_s_own() -> None:
     source = torch.Generator().manual_seed(1)
     x, pull = torch.randn(32, 3, 16, 16, generator=source), torch.randn(32, 16, 16, 16, generator=source)
-    module = ghost(8, 3, relu=True)
+    module = ghost(16, 3, relu=True)
     wanted = passed(copy.deepcopy(module).double(), x.double(), pull.double())
     errors: list[dict[str, float]] = []
     for network in (quickened(module), copy.deepcopy(module)):
@@ -158,7 +158,7 @@ def test_bfloat16_is_as_near_as_pytorch_s_own() -> None:
 def test_a_map_far_from_zero_keeps_its_variance() -> None:
     """A sum of squares in float32 around 0 would lose it: 1000² is 10^6 times a variance of 1."""
     x = 1000 + torch.randn(50, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    module = ghost(4, 3, relu=False)
+    module = ghost(8, 3, relu=False)
     conv = nn.Conv2d(3, 4, 1, bias=False)
     nn.init.dirac_(conv.weight)
     module.primary_conv[0] = conv
@@ -197,13 +197,13 @@ def test_a_whole_network_keeps_its_names_and_its_gradients(name: str) -> None:
 def test_the_same_step_twice_is_the_same_to_the_bit() -> None:
     source = torch.Generator().manual_seed(1)
     x, pull = torch.randn(13, 3, 9, 7, generator=source), torch.randn(13, 10, 9, 7, generator=source)
-    module = ghost(5, 3, relu=True)
+    module = ghost(10, 3, relu=True)
     runs = [passed(quickened(module), x, pull) for _ in range(2)]
     assert all(torch.equal(tensor, runs[1][name]) for name, tensor in runs[0].items())
 
 
 def test_a_frozen_norm_stays_as_it_is() -> None:
-    module = ghost(4, 3, relu=True)
+    module = ghost(8, 3, relu=True)
     quick = quickened(module)
     for one in (module, quick):
         for part in one.modules():
@@ -215,9 +215,7 @@ def test_a_frozen_norm_stays_as_it_is() -> None:
 
 
 OTHERS = {
-    "ratio 3": GhostModule(3, 9, ratio=3),
     "ratio 1": GhostModule(3, 8, ratio=1),
-    "cut": GhostModule(3, 7),
     "wide": GhostModule(3, 8, cheap_size=9),
     "double": GhostModule(3, 8).double(),
 }
@@ -233,7 +231,7 @@ def test_what_the_c_does_not_compute_is_left_to_pytorch(name: str) -> None:
 
 
 def test_a_module_with_two_names_stays_one() -> None:
-    shared = ghost(4, 3, relu=True)
+    shared = ghost(8, 3, relu=True)
     quick = quickened(nn.ModuleDict({"a": shared, "b": nn.Sequential(shared)}))
     assert isinstance(quick, nn.ModuleDict)
     assert quick["a"] is quick.get_submodule("b.0")
@@ -241,7 +239,7 @@ def test_a_module_with_two_names_stays_one() -> None:
 
 
 def test_one_value_a_channel_is_refused_as_pytorch_refuses_it() -> None:
-    quick = quickened(ghost(4, 3, relu=True))
+    quick = quickened(ghost(8, 3, relu=True))
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         quick(torch.randn(1, 3, 1, 1))
 
@@ -249,7 +247,7 @@ def test_one_value_a_channel_is_refused_as_pytorch_refuses_it() -> None:
 def test_nan_stays_nan() -> None:
     x = torch.randn(4, 3, 5, 5)
     x[2, 1, 3, 3] = float("nan")
-    assert not torch.isfinite(quickened(ghost(4, 3, relu=True))(x)).any()
+    assert not torch.isfinite(quickened(ghost(8, 3, relu=True))(x)).any()
 
 
 def test_without_a_compiler_the_module_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -257,5 +255,5 @@ def test_without_a_compiler_the_module_says_so(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
     with pytest.raises(NoCompiler, match="there is no C compiler"):
-        quickened(ghost(4, 3, relu=True))
+        quickened(ghost(8, 3, relu=True))
     assert type(quickened(nn.Conv2d(3, 3, 1))) is nn.Conv2d  # nothing to compile for

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What follows the primary convolution of a Ghost module (arXiv:1911.11907, section 3.1) with ratio 2, for training on a
-// CPU, forward and backward: norm, ReLU, depthwise filters, norm, ReLU, both halves side by side, and where it ends a
-// residual branch the shortcut and the ReLU behind their sum. The maps in between stay in the cache; what a backward pass
+// What follows the primary convolution of a Ghost module (arXiv:1911.11907, section 3.1) for training on a CPU, forward and
+// backward: norm, ReLU, depthwise filters, norm, ReLU, the maps and their ghosts side by side, and where it ends a residual
+// branch the shortcut and the ReLU behind their sum. The maps in between stay in the cache; what a backward pass
 // needs is computed again from the two that the norms read.
 //
 // Maps are channels last, float32 or (-DBF16) bfloat16; all else is float32. Sums are made in one order for a given number
@@ -100,15 +100,21 @@ static int workers(int64_t images) {
 #define INLINE static inline __attribute__((always_inline))
 
 // One row of an image is `n` = width * channels numbers, dealt with LANES at a time; `lanes` is n rounded up. `stride` is
-// the length of a row of an image in float32 that has a border of zeros, behind which LANES may still be read.
+// the length of a row of an image in float32 that has a border of zeros, behind which LANES may still be read. Each map has
+// `ghosts` ghosts, which are dealt with one after the other: the first ghosts of all maps, then the second. `outputs` are
+// kept of what is made.
 typedef struct {
-  int64_t images, height, width, channels, n, lanes, border, stride;
+  int64_t images, height, width, channels, ghosts, outputs, n, size, lanes, border, stride;
   int side, taps, workers;
 } shape;
 
-static shape shaped(int64_t images, int64_t height, int64_t width, int64_t channels, int side) {
+static shape shaped(int64_t images, int64_t height, int64_t width, int64_t channels, int64_t ghosts, int64_t outputs,
+                    int side) {
   shape s = {.images = images, .height = height, .width = width, .channels = channels, .side = side};
+  s.ghosts = ghosts;
+  s.outputs = outputs;
   s.n = width * channels;
+  s.size = height * s.n;
   s.lanes = (s.n + LANES - 1) / LANES * LANES;
   s.border = side / 2;
   s.stride = s.lanes + 2 * s.border * channels;
@@ -125,21 +131,24 @@ static void *zeros(size_t count, size_t size) {
   return p;
 }
 
-// Figures of each channel, for every lane of a row; zero behind it.
-static float *along(const shape *s, const float *each) {
-  float *out = zeros(s->lanes, 4);
-  for (int64_t k = 0; k < s->width; k++)
-    memcpy(out + k * s->channels, each, 4 * s->channels);
+// Rows of figures of each channel, for every lane of a row; zero behind it.
+static float *along(const shape *s, const float *each, int64_t rows) {
+  float *out = zeros(rows * s->lanes, 4);
+  for (int64_t r = 0; r < rows; r++)
+    for (int64_t k = 0; k < s->width; k++)
+      memcpy(out + r * s->lanes + k * s->channels, each + r * s->channels, 4 * s->channels);
   return out;
 }
 
 static float *filters(const shape *s, const float *weight, int flipped) {
-  float *out = zeros((size_t)s->taps * s->lanes, 4);
-  for (int t = 0; t < s->taps; t++)
-    for (int64_t k = 0; k < s->width; k++)
-      memcpy(out + t * s->lanes + k * s->channels, weight + (flipped ? s->taps - 1 - t : t) * s->channels,
-             4 * s->channels);
-  return out;
+  float *out = along(s, weight, s->ghosts * s->taps), *other = flipped ? zeros(s->ghosts * s->taps * s->lanes, 4) : NULL;
+  if (!flipped)
+    return out;
+  for (int64_t g = 0; g < s->ghosts; g++)
+    for (int t = 0; t < s->taps; t++)
+      memcpy(other + (g * s->taps + t) * s->lanes, out + (g * s->taps + s->taps - 1 - t) * s->lanes, 4 * s->lanes);
+  free(out);
+  return other;
 }
 
 // Sums of all workers by lane, as sums by channel.
@@ -181,6 +190,16 @@ INLINE vec positive(vec v) { return (vec)((ivec)v & ~(v < 0)); } // a NaN goes t
 // --- norms: six figures of each channel
 
 enum { MEAN, VARIANCE, INVERSE, SCALE, OFFSET, FIGURES };
+
+// One figure of all norms, for every lane of a row.
+static float *figures(const shape *s, const float *norms, int figure) {
+  float *each = zeros((1 + s->ghosts) * s->channels, 4);
+  for (int64_t g = 0; g <= s->ghosts; g++)
+    memcpy(each + g * s->channels, norms + (g * FIGURES + figure) * s->channels, 4 * s->channels);
+  float *out = along(s, each, 1 + s->ghosts);
+  free(each);
+  return out;
+}
 
 // From sums of differences to `shift` and of their squares.
 static void settle(const shape *s, const double *sums, const float *shift, const float *weight, const float *bias,
@@ -234,21 +253,33 @@ INLINE void widen(const shape *s, const map_t *x, const float *scale, const floa
   }
 }
 
-// The two halves of an image (height * width, 2 * channels) into images of their own, or out of them.
-INLINE void deal(const shape *s, char *whole, char *a, char *b, size_t size, int joined) {
+// The maps of an image (height * width, outputs) and their ghosts into images of their own, one behind the other, or out of
+// them.
+INLINE void deal(const shape *s, char *whole, char *parts, size_t size, int joined) {
+  char *ghosts = parts + s->size * sizeof(map_t);
   for (int64_t p = 0; p < s->height * s->width; p++) {
     char *w = whole + 2 * p * size;
-    memcpy(joined ? w : a + p * size, joined ? a + p * size : w, size);
-    memcpy(joined ? w + size : b + p * size, joined ? b + p * size : w + size, size);
+    memcpy(joined ? w : parts + p * size, joined ? parts + p * size : w, size);
+    memcpy(joined ? w + size : ghosts + p * size, joined ? ghosts + p * size : w + size, size);
   }
 }
-static void halves(const shape *s, map_t *whole, map_t *a, map_t *b, int joined) {
-  char *w = (char *)whole, *x = (char *)a, *y = (char *)b;
-  switch (s->channels * sizeof(map_t)) { // so that one move does
-  case 16: joined ? deal(s, w, x, y, 16, 1) : deal(s, w, x, y, 16, 0); break;
-  case 32: joined ? deal(s, w, x, y, 32, 1) : deal(s, w, x, y, 32, 0); break;
-  case 64: joined ? deal(s, w, x, y, 64, 1) : deal(s, w, x, y, 64, 0); break;
-  default: deal(s, w, x, y, s->channels * sizeof(map_t), joined);
+static void apart(const shape *s, map_t *whole, map_t *parts, int joined) {
+  char *w = (char *)whole, *q = (char *)parts;
+  if (s->ghosts == 1 && s->outputs == 2 * s->channels)
+    switch (s->channels * sizeof(map_t)) { // so that one move does
+    case 16: joined ? deal(s, w, q, 16, 1) : deal(s, w, q, 16, 0); return;
+    case 32: joined ? deal(s, w, q, 32, 1) : deal(s, w, q, 32, 0); return;
+    case 64: joined ? deal(s, w, q, 64, 1) : deal(s, w, q, 64, 0); return;
+    default: deal(s, w, q, s->channels * sizeof(map_t), joined); return;
+    }
+  for (int64_t c = 0; c < s->outputs; c++) {
+    int64_t ghost = c - s->channels; // ghosts of one map are neighbours
+    map_t *of = parts + (ghost < 0 ? c : (1 + ghost % s->ghosts) * s->size + ghost / s->ghosts);
+    for (int64_t p = 0; p < s->height * s->width; p++)
+      if (joined)
+        whole[p * s->outputs + c] = of[p * s->channels];
+      else
+        of[p * s->channels] = whole[p * s->outputs + c];
   }
 }
 
@@ -275,20 +306,39 @@ INLINE void forwards(const shape *s, int side, const float *in, const float *wei
   }
 }
 
-// d = the turned filters over `back`, plus `plus`, where `x` scaled is above zero; sums of d and of d * (x - mean).
-INLINE void spread(const shape *s, int side, const float *back, const float *weight, const map_t *plus, const map_t *x,
-                   const float *mean, const float *scale, const float *offset, int relu, map_t *d, float *sums) {
+INLINE vec turned(const shape *s, int side, const float *back, const vec *w, int64_t h, int64_t l, vec v) {
+  UNROLL for (int i = 0; i < side; i++) {
+    const float *row = back + (h + i) * s->stride + l;
+    UNROLL for (int j = 0; j < side; j++) v += loadf(row + j * s->channels) * w[i * side + j];
+  }
+  return v;
+}
+
+// so_far (height, lanes) = the turned filters over `back`, plus `plus` or, where that is NULL, plus so_far.
+INLINE void pile(const shape *s, int side, const float *back, const float *weight, const map_t *plus, float *so_far) {
+  for (int64_t l = 0; l < s->n; l += LANES) {
+    vec w[MOST];
+    UNROLL for (int t = 0; t < side * side; t++) w[t] = loadf(weight + t * s->lanes + l);
+    for (int64_t h = 0; h < s->height; h++) {
+      vec v = plus ? part(plus + h * s->n + l, s->n - l) : loadf(so_far + h * s->lanes + l);
+      storef(so_far + h * s->lanes + l, turned(s, side, back, w, h, l, v));
+    }
+  }
+}
+
+// d = the turned filters over `back`, plus `plus` (or so_far, where that is not NULL), where `x` scaled is above zero; sums
+// of d and of d * (x - mean).
+INLINE void spread(const shape *s, int side, const float *back, const float *weight, const map_t *plus,
+                   const float *so_far, const map_t *x, const float *mean, const float *scale, const float *offset,
+                   int relu, map_t *d, float *sums) {
   for (int64_t l = 0; l < s->n; l += LANES) {
     vec w[MOST], m = loadf(mean + l), k = loadf(scale + l), o = loadf(offset + l);
     vec a = loadf(sums + l), b = loadf(sums + s->lanes + l);
     UNROLL for (int t = 0; t < side * side; t++) w[t] = loadf(weight + t * s->lanes + l);
     for (int64_t h = 0; h < s->height; h++) {
       int64_t at = h * s->n + l, left = s->n - l;
-      vec v = part(plus + at, left), from = part(x + at, left);
-      UNROLL for (int i = 0; i < side; i++) {
-        const float *row = back + (h + i) * s->stride + l;
-        UNROLL for (int j = 0; j < side; j++) v += loadf(row + j * s->channels) * w[i * side + j];
-      }
+      vec from = part(x + at, left);
+      vec v = turned(s, side, back, w, h, l, so_far ? loadf(so_far + h * s->lanes + l) : part(plus + at, left));
       if (relu)
         v = (vec)((ivec)v & (from * k + o > 0));
       v = rounded(v);
@@ -317,16 +367,16 @@ INLINE void gather(const shape *s, int side, const float *in, const float *back,
   }
 }
 
-// y = relu(y + plus), for one image of both halves.
+// y = relu(y + plus), for one image of all outputs.
 INLINE void join(const shape *s, const map_t *plus, map_t *y) {
-  int64_t size = 2 * s->height * s->n;
+  int64_t size = s->height * s->width * s->outputs;
   for (int64_t l = 0; l < size; l += LANES)
     put(y + l, positive(part(y + l, size - l) + part(plus + l, size - l)), size - l);
 }
 
-// dplus = dy where y is above zero, for one image of both halves.
+// dplus = dy where y is above zero, for one image of all outputs.
 INLINE void part_ways(const shape *s, const map_t *y, const map_t *dy, map_t *dplus) {
-  int64_t size = 2 * s->height * s->n;
+  int64_t size = s->height * s->width * s->outputs;
   for (int64_t l = 0; l < size; l += LANES)
     put(dplus + l, (vec)((ivec)part(dy + l, size - l) & (part(y + l, size - l) > 0)), size - l);
 }
@@ -346,22 +396,22 @@ INLINE void part_ways(const shape *s, const map_t *y, const map_t *dy, map_t *dp
 #define TO (s.images * (me + 1) / s.workers)
 #define DUE(k) (((k) - FROM) % IMAGES == IMAGES - 1 || (k) == TO - 1)
 
-// z (images, height, width, channels) -> y (…, 2 * channels); r are the filters' maps before their norm. filter (taps,
-// channels); norms (2, FIGURES, channels) are written, from affine (weight 1, bias 1, weight 2, bias 2; channels each).
-// Where plus is not NULL, relu(y + plus) is written instead of y.
-void ghost_forward(const map_t *z, int64_t images, int64_t height, int64_t width, int64_t channels, int side,
-                   const float *filter, const float *affine, float eps1, float eps2, int relu1, int relu2,
-                   const map_t *plus, map_t *r, map_t *y, float *norms) {
-  shape s = shaped(images, height, width, channels, side);
-  int64_t c = channels, size = height * s.n;
-  float *norm1 = norms, *norm2 = norms + FIGURES * c, *shift = zeros(c, 4);
-  double *sums = zeros((size_t)s.workers * 2 * s.lanes, 8), *each = zeros(2 * c, 8);
+// z (images, height, width, channels) -> y (images, height, width, outputs); r (ghosts, images, height, width, channels) are
+// the filters' maps before their norm. filter (ghosts, taps, channels); norms (1 + ghosts, FIGURES, channels) are written,
+// from affine (1 + ghosts, weight and bias, channels). Where plus is not NULL, relu(y + plus) is written instead of y.
+void ghost_forward(const map_t *z, int64_t images, int64_t height, int64_t width, int64_t channels, int64_t ghosts,
+                   int64_t outputs, int side, const float *filter, const float *affine, float eps1, float eps2, int relu1,
+                   int relu2, const map_t *plus, map_t *r, map_t *y, float *norms) {
+  shape s = shaped(images, height, width, channels, ghosts, outputs, side);
+  int64_t c = channels, size = s.size, whole = height * width * outputs, rows = 2 * s.lanes;
+  float *shift = zeros(ghosts * c, 4);
+  double *sums = zeros((size_t)s.workers * ghosts * rows, 8), *each = zeros(2 * ghosts * c, 8);
 
   for (int64_t k = 0; k < c; k++)
     shift[k] = load1(z + k); // a value near the mean, against cancellation
-  float *from = along(&s, shift);
+  float *from = along(&s, shift, 1);
   TEAM {
-    float *some = zeros(2 * s.lanes, 4);
+    float *some = zeros(rows, 4);
     for (int64_t k = FROM; k < TO; k++) {
       for (int64_t l = 0; l < s.n; l += LANES) {
         vec a = loadf(some + l), b = loadf(some + s.lanes + l), m = loadf(from + l);
@@ -374,140 +424,165 @@ void ghost_forward(const map_t *z, int64_t images, int64_t height, int64_t width
         storef(some + s.lanes + l, b);
       }
       if (DUE(k))
-        flush(sums + (size_t)me * 2 * s.lanes, some, 2 * s.lanes);
+        flush(sums + me * rows, some, rows);
     }
     free(some);
   }
   by_channel(&s, sums, 2, each);
-  settle(&s, each, shift, affine, affine + c, eps1, norm1);
+  settle(&s, each, shift, affine, affine + c, eps1, norms);
   free(from);
 
-  float *scale1 = along(&s, norm1 + SCALE * c), *offset1 = along(&s, norm1 + OFFSET * c);
+  float *scale1 = along(&s, norms + SCALE * c, 1), *offset1 = along(&s, norms + OFFSET * c, 1);
   float *weight = filters(&s, filter, 0);
-  for (int64_t k = 0; k < c; k++) { // what the filter's middle makes of the first pixel
-    float v = load1(z + k) * norm1[SCALE * c + k] + norm1[OFFSET * c + k];
-    shift[k] = (relu1 && v < 0 ? 0 : v) * filter[s.taps / 2 * c + k];
-  }
-  from = along(&s, shift);
-  memset(sums, 0, (size_t)s.workers * 2 * s.lanes * 8);
+  for (int64_t g = 0; g < ghosts; g++)
+    for (int64_t k = 0; k < c; k++) { // what the filter's middle makes of the first pixel
+      float v = load1(z + k) * norms[SCALE * c + k] + norms[OFFSET * c + k];
+      shift[g * c + k] = (relu1 && v < 0 ? 0 : v) * filter[(g * s.taps + s.taps / 2) * c + k];
+    }
+  from = along(&s, shift, ghosts);
+  memset(sums, 0, (size_t)s.workers * ghosts * rows * 8);
   TEAM {
-    float *some = zeros(2 * s.lanes, 4), *in = zeros(s.stride * (height + 2 * s.border) + LANES, 4);
+    float *some = zeros(ghosts * rows, 4), *in = zeros(s.stride * (height + 2 * s.border) + LANES, 4);
     for (int64_t k = FROM; k < TO; k++) {
       if (relu1)
         widen(&s, z + k * size, scale1, offset1, 1, in);
       else
         widen(&s, z + k * size, scale1, offset1, 0, in);
-      BY_SIDE(forwards, in, weight, from, r + k * size, some)
+      for (int64_t g = 0; g < ghosts; g++) {
+        BY_SIDE(forwards, in, weight + g * s.taps * s.lanes, from + g * s.lanes, r + (g * images + k) * size,
+                some + g * rows)
+      }
       if (DUE(k))
-        flush(sums + (size_t)me * 2 * s.lanes, some, 2 * s.lanes);
+        flush(sums + me * ghosts * rows, some, ghosts * rows);
     }
     free(some);
     free(in);
   }
-  by_channel(&s, sums, 2, each);
-  settle(&s, each, shift, affine + 2 * c, affine + 3 * c, eps2, norm2);
+  by_channel(&s, sums, 2 * ghosts, each);
+  for (int64_t g = 0; g < ghosts; g++)
+    settle(&s, each + 2 * g * c, shift + g * c, affine + (2 * g + 2) * c, affine + (2 * g + 3) * c, eps2,
+           norms + (1 + g) * FIGURES * c);
 
-  float *scale2 = along(&s, norm2 + SCALE * c), *offset2 = along(&s, norm2 + OFFSET * c);
+  float *scales = figures(&s, norms, SCALE), *offsets = figures(&s, norms, OFFSET);
   TEAM {
-    map_t *a = zeros(size, sizeof(map_t)), *b = zeros(size, sizeof(map_t));
+    map_t *parts = zeros((1 + ghosts) * size, sizeof(map_t));
     for (int64_t k = FROM; k < TO; k++) {
-      for (int64_t h = 0; h < height; h++)
-        for (int64_t l = 0; l < s.n; l += LANES) {
-          int64_t at = h * s.n + l, left = s.n - l;
-          vec v = part(z + k * size + at, left) * loadf(scale1 + l) + loadf(offset1 + l);
-          vec w = part(r + k * size + at, left) * loadf(scale2 + l) + loadf(offset2 + l);
-          put(a + at, relu1 ? positive(v) : v, left);
-          put(b + at, relu2 ? positive(w) : w, left);
-        }
-      halves(&s, y + 2 * k * size, a, b, 1);
+      for (int64_t g = 0; g <= ghosts; g++) {
+        const map_t *x = g ? r + ((g - 1) * images + k) * size : z + k * size;
+        const float *scale = scales + g * s.lanes, *offset = offsets + g * s.lanes;
+        int relu = g ? relu2 : relu1;
+        for (int64_t h = 0; h < height; h++)
+          for (int64_t l = 0; l < s.n; l += LANES) {
+            int64_t at = h * s.n + l, left = s.n - l;
+            vec v = part(x + at, left) * loadf(scale + l) + loadf(offset + l);
+            put(parts + g * size + at, relu ? positive(v) : v, left);
+          }
+      }
+      apart(&s, y + k * whole, parts, 1);
       if (plus)
-        join(&s, plus + 2 * k * size, y + 2 * k * size);
+        join(&s, plus + k * whole, y + k * whole);
     }
-    free(a);
-    free(b);
+    free(parts);
   }
-  free(shift), free(sums), free(each), free(from), free(scale1), free(offset1), free(weight), free(scale2), free(offset2);
+  free(shift), free(sums), free(each), free(from), free(scale1), free(offset1), free(weight), free(scales), free(offsets);
 }
 
-// dy -> dz, dfilter (taps, channels), daffine (4, channels); the rest as ghost_forward read and wrote it. Where it wrote a
-// sum, y is that and dplus is written; else both are NULL.
+// dy -> dz, dfilter (ghosts, taps, channels), daffine (1 + ghosts, weight and bias, channels); the rest as ghost_forward read
+// and wrote it. Where it wrote a sum, y is that and dplus is written; else both are NULL.
 void ghost_backward(const map_t *z, const map_t *r, const map_t *y, const map_t *dy, int64_t images, int64_t height,
-                    int64_t width, int64_t channels, int side, const float *filter, const float *norms, int relu1,
-                    int relu2, map_t *dz, map_t *dplus, float *dfilter, float *daffine) {
-  shape s = shaped(images, height, width, channels, side);
-  int64_t c = channels, size = height * s.n, kept = s.taps + 2;
-  const float *norm1 = norms, *norm2 = norms + FIGURES * c;
+                    int64_t width, int64_t channels, int64_t ghosts, int64_t outputs, int side, const float *filter,
+                    const float *norms, int relu1, int relu2, map_t *dz, map_t *dplus, float *dfilter, float *daffine) {
+  shape s = shaped(images, height, width, channels, ghosts, outputs, side);
+  int64_t c = channels, size = s.size, whole = height * width * outputs;
+  int64_t rows = 2 * s.lanes, taps = s.taps * s.lanes, kept = rows + ghosts * taps;
   const map_t *pull = y ? dplus : dy;
-  double *sums = zeros((size_t)s.workers * kept * s.lanes, 8), *each = zeros(kept * c, 8);
-  float *mean1 = along(&s, norm1 + MEAN * c), *scale1 = along(&s, norm1 + SCALE * c);
-  float *offset1 = along(&s, norm1 + OFFSET * c), *mean2 = along(&s, norm2 + MEAN * c);
-  float *scale2 = along(&s, norm2 + SCALE * c), *offset2 = along(&s, norm2 + OFFSET * c);
+  double *sums = zeros((size_t)s.workers * (ghosts * rows + kept), 8), *each = zeros((2 * ghosts + 2 + ghosts * s.taps) * c, 8);
+  float *means = figures(&s, norms, MEAN), *scales = figures(&s, norms, SCALE), *offsets = figures(&s, norms, OFFSET);
 
   TEAM {
-    float *some = zeros(2 * s.lanes, 4);
-    map_t *a = zeros(size, sizeof(map_t)), *b = zeros(size, sizeof(map_t));
+    float *some = zeros(ghosts * rows, 4);
+    map_t *parts = zeros((1 + ghosts) * size, sizeof(map_t));
     for (int64_t k = FROM; k < TO; k++) {
       if (y)
-        part_ways(&s, y + 2 * k * size, dy + 2 * k * size, dplus + 2 * k * size);
-      halves(&s, (map_t *)pull + 2 * k * size, a, b, 0);
-      for (int64_t l = 0; l < s.n; l += LANES) {
-        vec p = loadf(some + l), q = loadf(some + s.lanes + l);
-        vec m = loadf(mean2 + l), scale = loadf(scale2 + l), offset = loadf(offset2 + l);
-        for (int64_t h = 0; h < height; h++) {
-          vec d = part(b + h * s.n + l, s.n - l), x = part(r + k * size + h * s.n + l, s.n - l);
-          if (relu2)
-            d = (vec)((ivec)d & (x * scale + offset > 0));
-          p += d;
-          q += d * (x - m);
+        part_ways(&s, y + k * whole, dy + k * whole, dplus + k * whole);
+      apart(&s, (map_t *)pull + k * whole, parts, 0);
+      for (int64_t g = 1; g <= ghosts; g++) {
+        const map_t *from = r + ((g - 1) * images + k) * size, *to = parts + g * size;
+        float *sum = some + (g - 1) * rows;
+        for (int64_t l = 0; l < s.n; l += LANES) {
+          vec p = loadf(sum + l), q = loadf(sum + s.lanes + l);
+          vec m = loadf(means + g * s.lanes + l), scale = loadf(scales + g * s.lanes + l);
+          vec offset = loadf(offsets + g * s.lanes + l);
+          for (int64_t h = 0; h < height; h++) {
+            vec d = part(to + h * s.n + l, s.n - l), x = part(from + h * s.n + l, s.n - l);
+            if (relu2)
+              d = (vec)((ivec)d & (x * scale + offset > 0));
+            p += d;
+            q += d * (x - m);
+          }
+          storef(sum + l, p);
+          storef(sum + s.lanes + l, q);
         }
-        storef(some + l, p);
-        storef(some + s.lanes + l, q);
       }
       if (DUE(k))
-        flush(sums + (size_t)me * 2 * s.lanes, some, 2 * s.lanes);
+        flush(sums + me * ghosts * rows, some, ghosts * rows);
     }
-    free(some), free(a), free(b);
+    free(some), free(parts);
   }
-  float *lines = zeros(4 * c, 4);
-  by_channel(&s, sums, 2, each);
-  backwards(&s, each, norm2, lines, lines + c, daffine + 2 * c, daffine + 3 * c);
-  float *slope2 = along(&s, lines), *level2 = along(&s, lines + c), *weight = filters(&s, filter, 1);
-  memset(sums, 0, (size_t)s.workers * kept * s.lanes * 8);
+  float *lines = zeros(2 * (1 + ghosts) * c, 4); // slope and level of every norm
+  by_channel(&s, sums, 2 * ghosts, each);
+  for (int64_t g = 1; g <= ghosts; g++)
+    backwards(&s, each + 2 * (g - 1) * c, norms + g * FIGURES * c, lines + 2 * g * c, lines + (2 * g + 1) * c,
+              daffine + 2 * g * c, daffine + (2 * g + 1) * c);
+  float *slopes = along(&s, lines, 2 * (1 + ghosts)), *weight = filters(&s, filter, 1);
+  memset(sums, 0, (size_t)s.workers * kept * 8);
   TEAM {
     size_t wide = s.stride * (height + 2 * s.border) + LANES;
-    float *some = zeros(kept * s.lanes, 4), *in = zeros(wide, 4), *back = zeros(wide, 4);
-    map_t *a = zeros(size, sizeof(map_t)), *b = zeros(size, sizeof(map_t));
+    float *some = zeros(kept, 4), *in = zeros(wide, 4), *back = zeros(wide, 4);
+    float *so_far = ghosts > 1 ? zeros(height * s.lanes, 4) : NULL;
+    map_t *parts = zeros((1 + ghosts) * size, sizeof(map_t));
     for (int64_t k = FROM; k < TO; k++) {
-      halves(&s, (map_t *)pull + 2 * k * size, a, b, 0);
+      apart(&s, (map_t *)pull + k * whole, parts, 0);
       if (relu1)
-        widen(&s, z + k * size, scale1, offset1, 1, in);
+        widen(&s, z + k * size, scales, offsets, 1, in);
       else
-        widen(&s, z + k * size, scale1, offset1, 0, in);
-      for (int64_t h = 0; h < height; h++) // the border of `back` has stayed zero
-        for (int64_t l = 0; l < s.n; l += LANES) {
-          int64_t at = h * s.n + l, left = s.n - l;
-          vec d = part(b + at, left), x = part(r + k * size + at, left), scale = loadf(scale2 + l);
-          if (relu2)
-            d = (vec)((ivec)d & (x * scale + loadf(offset2 + l) > 0));
-          d = d * scale + x * loadf(slope2 + l) + loadf(level2 + l);
-          storef(back + (h + s.border) * s.stride + s.border * c + l, d); // behind the row: zeros
+        widen(&s, z + k * size, scales, offsets, 0, in);
+      for (int64_t g = 1; g <= ghosts; g++) {
+        const map_t *from = r + ((g - 1) * images + k) * size, *to = parts + g * size;
+        const float *scale = scales + g * s.lanes, *offset = offsets + g * s.lanes;
+        const float *slope = slopes + 2 * g * s.lanes, *level = slope + s.lanes, *w = weight + (g - 1) * taps;
+        for (int64_t h = 0; h < height; h++) // the border of `back` has stayed zero
+          for (int64_t l = 0; l < s.n; l += LANES) {
+            int64_t at = h * s.n + l, left = s.n - l;
+            vec d = part(to + at, left), x = part(from + at, left), by = loadf(scale + l);
+            if (relu2)
+              d = (vec)((ivec)d & (x * by + loadf(offset + l) > 0));
+            d = d * by + x * loadf(slope + l) + loadf(level + l);
+            storef(back + (h + s.border) * s.stride + s.border * c + l, d); // behind the row: zeros
+          }
+        BY_SIDE(gather, in, back, some + rows + (g - 1) * taps)
+        if (g < ghosts) {
+          BY_SIDE(pile, back, w, g == 1 ? parts : NULL, so_far)
+        } else if (ghosts > 1) {
+          BY_SIDE(spread, back, w, parts, so_far, z + k * size, means, scales, offsets, relu1, dz + k * size, some)
+        } else {
+          BY_SIDE(spread, back, w, parts, NULL, z + k * size, means, scales, offsets, relu1, dz + k * size, some)
         }
-      BY_SIDE(spread, back, weight, a, z + k * size, mean1, scale1, offset1, relu1, dz + k * size, some)
-      BY_SIDE(gather, in, back, some + 2 * s.lanes)
+      }
       if (DUE(k))
-        flush(sums + (size_t)me * kept * s.lanes, some, kept * s.lanes);
+        flush(sums + me * kept, some, kept);
     }
-    free(some), free(in), free(back), free(a), free(b);
+    free(some), free(in), free(back), free(so_far), free(parts);
   }
-  by_channel(&s, sums, kept, each);
-  backwards(&s, each, norm1, lines + 2 * c, lines + 3 * c, daffine, daffine + c);
-  for (int64_t k = 0; k < s.taps * c; k++)
+  by_channel(&s, sums, 2 + ghosts * s.taps, each);
+  backwards(&s, each, norms, lines, lines + c, daffine, daffine + c);
+  for (int64_t k = 0; k < ghosts * s.taps * c; k++)
     dfilter[k] = (float)each[2 * c + k];
-  float *slope1 = along(&s, lines + 2 * c), *level1 = along(&s, lines + 3 * c);
+  float *slope1 = along(&s, lines, 1), *level1 = along(&s, lines + c, 1);
   TEAM for (int64_t k = FROM; k < TO; k++) for (int64_t h = 0; h < height; h++) for (int64_t l = 0; l < s.n; l += LANES) {
     int64_t at = k * size + h * s.n + l, left = s.n - l;
-    put(dz + at, part(dz + at, left) * loadf(scale1 + l) + part(z + at, left) * loadf(slope1 + l) + loadf(level1 + l), left);
+    put(dz + at, part(dz + at, left) * loadf(scales + l) + part(z + at, left) * loadf(slope1 + l) + loadf(level1 + l), left);
   }
-  free(sums), free(each), free(mean1), free(scale1), free(offset1), free(mean2), free(scale2), free(offset2);
-  free(lines), free(slope2), free(level2), free(weight), free(slope1), free(level1);
+  free(sums), free(each), free(means), free(scales), free(offsets), free(lines), free(slopes), free(weight);
+  free(slope1), free(level1);
 }

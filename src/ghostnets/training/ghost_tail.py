@@ -29,7 +29,8 @@ FIGURES = 5
 """Of a norm: mean, variance, 1 / sqrt(variance + eps), scale, offset."""
 
 _POINTER, _SIZE, _FLAG, _FIGURE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
-_SHAPE = [_SIZE, _SIZE, _SIZE, _SIZE, _FLAG]
+_SHAPE = [*[_SIZE] * 6, _FLAG]
+"""Images, height, width, maps, ghosts of each, outputs, side of the filters."""
 
 
 @cache
@@ -84,10 +85,13 @@ class QuickGhostModule(GhostModule):
         count = z.numel() // z.shape[1]
         if z.dtype not in libraries() or count < 2 or (shortcut is not None and shortcut.dtype != z.dtype):
             intrinsic = self.primary_conv[1:](z)
-            return _joined(torch.cat([intrinsic, self.cheap_operation(intrinsic)], 1), shortcut)
+            made = torch.cat([intrinsic, self.cheap_operation(intrinsic)], 1)[:, : self.out_channels]
+            return _joined(made, shortcut)
         affine = [norms[0].weight, norms[0].bias, norms[1].weight, norms[1].bias]
         eps = norms[0].eps, norms[1].eps
-        out, found = _Tail.apply(z, self.cheap_operation[0].weight, *affine, shortcut, *eps, self.relu)  # pyright: ignore[reportGeneralTypeIssues]
+        out, *found = _Tail.apply(  # pyright: ignore[reportGeneralTypeIssues]
+            z, self.cheap_operation[0].weight, *affine, shortcut, self.out_channels, *eps, self.relu
+        )
         for norm, figures in zip(norms, found, strict=True):
             _remember_(norm, figures[0], figures[1] * (count / (count - 1)))
         return out
@@ -112,44 +116,57 @@ def _joined(out: Tensor, shortcut: Tensor | None) -> Tensor:
 
 
 class _Tail(torch.autograd.Function):
-    """z (N, C, H, W) -> both halves (N, 2C, H, W), and of both norms the figures (2, FIGURES, C)."""
+    """z (N, C, H, W) -> maps and ghosts (N, outputs, H, W), and of both norms mean and variance (2, C), (2, ghosts * C)."""
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, z: Tensor, weight: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor,
-        shortcut: Tensor | None, eps1: float, eps2: float, relu: bool,  # noqa: FBT001 - apply takes no names
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        shortcut: Tensor | None, outputs: int, eps1: float, eps2: float, relu: bool,  # noqa: FBT001 - apply takes no names
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         z = z.contiguous(memory_format=torch.channels_last)
         n, c, h, w = z.shape
-        side = weight.shape[-1]
-        filters = weight.detach().reshape(c, side * side).t().contiguous()
-        affine = torch.stack([weight1.detach(), bias1.detach(), weight2.detach(), bias2.detach()])
+        side, ghosts = weight.shape[-1], len(weight) // c
+        filters = _by_ghost(weight.detach().reshape(-1, side * side), c)
+        affine = torch.stack([t.detach() for t in (weight1, bias1)])
+        affine = torch.cat([affine, _by_ghost(torch.stack([weight2.detach(), bias2.detach()], 1), c).flatten(0, 1)])
         plus = shortcut.contiguous(memory_format=torch.channels_last) if shortcut is not None else None
-        r = torch.empty_like(z)
-        y = torch.empty(n, 2 * c, h, w, dtype=z.dtype, memory_format=torch.channels_last)
-        norms = torch.empty(2, FIGURES, c)
+        r = torch.empty(ghosts, n, h, w, c, dtype=z.dtype)
+        y = torch.empty(n, outputs, h, w, dtype=z.dtype, memory_format=torch.channels_last)
+        norms = torch.empty(1 + ghosts, FIGURES, c)
+        shape = n, h, w, c, ghosts, outputs, side
         libraries()[z.dtype].ghost_forward(
-            z.data_ptr(), n, h, w, c, side, filters.data_ptr(), affine.data_ptr(), eps1, eps2, relu, relu, _at(plus), r.data_ptr(),
+            z.data_ptr(), *shape, filters.data_ptr(), affine.data_ptr(), eps1, eps2, relu, relu, _at(plus), r.data_ptr(),
             y.data_ptr(), norms.data_ptr(),
         )  # fmt: skip
         ctx.save_for_backward(z, r, filters, norms, y if plus is not None else None)
-        ctx.relu = relu
-        ctx.mark_non_differentiable(norms)
-        return y, norms
+        ctx.relu, ctx.shape = relu, shape
+        found = norms[0, :2], _by_map(norms[1:, :2])
+        ctx.mark_non_differentiable(*found)
+        return y, *found
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, dy: Tensor, *_figures: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         z, r, filters, norms, y = ctx.saved_tensors
-        n, c, h, w = z.shape
-        side = round(len(filters) ** 0.5)
+        c, ghosts, _, side = ctx.shape[3:]
         dy = dy.to(z.dtype).contiguous(memory_format=torch.channels_last)
-        dz, dfilters, daffine = torch.empty_like(z), torch.empty_like(filters), torch.empty(4, c)
+        dz, dfilters, daffine = torch.empty_like(z), torch.empty_like(filters), torch.empty(1 + ghosts, 2, c)
         dplus = torch.empty_like(dy) if y is not None else None
         libraries()[z.dtype].ghost_backward(
-            z.data_ptr(), r.data_ptr(), _at(y), dy.data_ptr(), n, h, w, c, side, filters.data_ptr(), norms.data_ptr(), ctx.relu,
+            z.data_ptr(), r.data_ptr(), _at(y), dy.data_ptr(), *ctx.shape, filters.data_ptr(), norms.data_ptr(), ctx.relu,
             ctx.relu, dz.data_ptr(), _at(dplus), dfilters.data_ptr(), daffine.data_ptr(),
         )  # fmt: skip
-        return dz, dfilters.t().reshape(c, 1, side, side), *daffine, dplus, None, None, None
+        dweight = _by_map(dfilters).t().reshape(ghosts * c, 1, side, side)
+        return dz, dweight, *daffine[0], *_by_map(daffine[1:]), dplus, None, None, None, None
+
+
+def _by_ghost(figures: Tensor, maps: int) -> Tensor:
+    """(maps * ghosts, K), the ghosts of one map neighbours, as (ghosts, K, maps)."""
+    return figures.reshape(maps, -1, figures.shape[1]).permute(1, 2, 0).contiguous()
+
+
+def _by_map(figures: Tensor) -> Tensor:
+    """(ghosts, K, maps) as (K, maps * ghosts), the ghosts of one map neighbours."""
+    return figures.permute(1, 2, 0).reshape(figures.shape[1], -1)
 
 
 def _at(tensor: Tensor | None) -> int | None:
@@ -159,7 +176,7 @@ def _at(tensor: Tensor | None) -> int | None:
 def _fits(module: GhostModule) -> bool:
     """Whether it is what the C computes."""
     cheap = module.cheap_operation
-    if cheap is None or module.ratio != 2 or module.out_channels % 2 or module.cheap_size > LARGEST:
+    if cheap is None or module.cheap_size > LARGEST:
         return False
     kinds = [nn.Conv2d, nn.BatchNorm2d, *([nn.ReLU] if module.relu else [])]
     if any([type(part) for part in unit] != kinds for unit in (module.primary_conv, cheap)):
