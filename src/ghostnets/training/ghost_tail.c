@@ -140,17 +140,6 @@ static float *along(const shape *s, const float *each, int64_t rows) {
   return out;
 }
 
-static float *filters(const shape *s, const float *weight, int flipped) {
-  float *out = along(s, weight, s->ghosts * s->taps), *other = flipped ? zeros(s->ghosts * s->taps * s->lanes, 4) : NULL;
-  if (!flipped)
-    return out;
-  for (int64_t g = 0; g < s->ghosts; g++)
-    for (int t = 0; t < s->taps; t++)
-      memcpy(other + (g * s->taps + t) * s->lanes, out + (g * s->taps + s->taps - 1 - t) * s->lanes, 4 * s->lanes);
-  free(out);
-  return other;
-}
-
 // Sums of all workers by lane, as sums by channel.
 static void by_channel(const shape *s, const double *sums, int64_t rows, double *out) {
   for (int64_t r = 0; r < rows; r++)
@@ -187,7 +176,7 @@ INLINE void put(map_t *p, vec v, int64_t left) {
 }
 INLINE vec positive(vec v) { return (vec)((ivec)v & ~(v < 0)); } // a NaN goes through
 
-// --- norms: six figures of each channel
+// --- norms: five figures of each channel
 
 enum { MEAN, VARIANCE, INVERSE, SCALE, OFFSET, FIGURES };
 
@@ -283,6 +272,15 @@ static void apart(const shape *s, map_t *whole, map_t *parts, int joined) {
   }
 }
 
+// v plus the filters w over an image in float32 with its border, at one place.
+INLINE vec filtered(const shape *s, int side, const float *image, const vec *w, int64_t h, int64_t l, vec v) {
+  UNROLL for (int i = 0; i < side; i++) {
+    const float *row = image + (h + i) * s->stride + l;
+    UNROLL for (int j = 0; j < side; j++) v += loadf(row + j * s->channels) * w[i * side + j];
+  }
+  return v;
+}
+
 // y = the filters over `in`, in float32 with its border; sums of (y - shift) and of its square are added to `sums`.
 INLINE void forwards(const shape *s, int side, const float *in, const float *weight, const float *shift, map_t *y,
                      float *sums) {
@@ -290,12 +288,7 @@ INLINE void forwards(const shape *s, int side, const float *in, const float *wei
     vec w[MOST], from = loadf(shift + l), a = loadf(sums + l), b = loadf(sums + s->lanes + l);
     UNROLL for (int t = 0; t < side * side; t++) w[t] = loadf(weight + t * s->lanes + l);
     for (int64_t h = 0; h < s->height; h++) {
-      vec v = {0};
-      UNROLL for (int i = 0; i < side; i++) {
-        const float *row = in + (h + i) * s->stride + l;
-        UNROLL for (int j = 0; j < side; j++) v += loadf(row + j * s->channels) * w[i * side + j];
-      }
-      v = rounded(v);
+      vec v = rounded(filtered(s, side, in, w, h, l, (vec){0}));
       put(y + h * s->n + l, v, s->n - l);
       v -= from;
       a += v;
@@ -306,22 +299,14 @@ INLINE void forwards(const shape *s, int side, const float *in, const float *wei
   }
 }
 
-INLINE vec turned(const shape *s, int side, const float *back, const vec *w, int64_t h, int64_t l, vec v) {
-  UNROLL for (int i = 0; i < side; i++) {
-    const float *row = back + (h + i) * s->stride + l;
-    UNROLL for (int j = 0; j < side; j++) v += loadf(row + j * s->channels) * w[i * side + j];
-  }
-  return v;
-}
-
 // so_far (height, lanes) = the turned filters over `back`, plus `plus` or, where that is NULL, plus so_far.
 INLINE void pile(const shape *s, int side, const float *back, const float *weight, const map_t *plus, float *so_far) {
   for (int64_t l = 0; l < s->n; l += LANES) {
     vec w[MOST];
-    UNROLL for (int t = 0; t < side * side; t++) w[t] = loadf(weight + t * s->lanes + l);
+    UNROLL for (int t = 0; t < side * side; t++) w[t] = loadf(weight + (side * side - 1 - t) * s->lanes + l);
     for (int64_t h = 0; h < s->height; h++) {
       vec v = plus ? part(plus + h * s->n + l, s->n - l) : loadf(so_far + h * s->lanes + l);
-      storef(so_far + h * s->lanes + l, turned(s, side, back, w, h, l, v));
+      storef(so_far + h * s->lanes + l, filtered(s, side, back, w, h, l, v));
     }
   }
 }
@@ -334,11 +319,11 @@ INLINE void spread(const shape *s, int side, const float *back, const float *wei
   for (int64_t l = 0; l < s->n; l += LANES) {
     vec w[MOST], m = loadf(mean + l), k = loadf(scale + l), o = loadf(offset + l);
     vec a = loadf(sums + l), b = loadf(sums + s->lanes + l);
-    UNROLL for (int t = 0; t < side * side; t++) w[t] = loadf(weight + t * s->lanes + l);
+    UNROLL for (int t = 0; t < side * side; t++) w[t] = loadf(weight + (side * side - 1 - t) * s->lanes + l);
     for (int64_t h = 0; h < s->height; h++) {
       int64_t at = h * s->n + l, left = s->n - l;
       vec from = part(x + at, left);
-      vec v = turned(s, side, back, w, h, l, so_far ? loadf(so_far + h * s->lanes + l) : part(plus + at, left));
+      vec v = filtered(s, side, back, w, h, l, so_far ? loadf(so_far + h * s->lanes + l) : part(plus + at, left));
       if (relu)
         v = (vec)((ivec)v & (from * k + o > 0));
       v = rounded(v);
@@ -433,7 +418,7 @@ void ghost_forward(const map_t *z, int64_t images, int64_t height, int64_t width
   free(from);
 
   float *scale1 = along(&s, norms + SCALE * c, 1), *offset1 = along(&s, norms + OFFSET * c, 1);
-  float *weight = filters(&s, filter, 0);
+  float *weight = along(&s, filter, ghosts * s.taps);
   for (int64_t g = 0; g < ghosts; g++)
     for (int64_t k = 0; k < c; k++) { // what the filter's middle makes of the first pixel
       float v = load1(z + k) * norms[SCALE * c + k] + norms[OFFSET * c + k];
@@ -534,7 +519,7 @@ void ghost_backward(const map_t *z, const map_t *r, const map_t *y, const map_t 
   for (int64_t g = 1; g <= ghosts; g++)
     backwards(&s, each + 2 * (g - 1) * c, norms + g * FIGURES * c, lines + 2 * g * c, lines + (2 * g + 1) * c,
               daffine + 2 * g * c, daffine + (2 * g + 1) * c);
-  float *slopes = along(&s, lines, 2 * (1 + ghosts)), *weight = filters(&s, filter, 1);
+  float *slopes = along(&s, lines, 2 * (1 + ghosts)), *weight = along(&s, filter, ghosts * s.taps);
   memset(sums, 0, (size_t)s.workers * kept * 8);
   TEAM {
     size_t wide = s.stride * (height + 2 * s.border) + LANES;
