@@ -8,15 +8,16 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import accelerate.tracking
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import gather_object
 from torch import nn
 
-from ghostnets.errors import MissingExtra, UserError, first_line
+from ghostnets.errors import GhostnetsError, MissingExtra, UserError, first_line
 from ghostnets.folder import append_line, check_seed, stamped
 from ghostnets.hub import CONFIG
 from ghostnets.measure.cost import total_macs, total_params
@@ -35,6 +36,8 @@ from ghostnets.training.loop import CHECKPOINT_SECONDS, CHECKPOINTS, Progress, R
 from ghostnets.training.loop import train as run_loop
 from ghostnets.training.recipe import Recipe, as_yaml
 from ghostnets.training.source import Asked, Source, open_source
+
+T = TypeVar("T")
 
 REQUEST, RECIPE, LOG, RECORD = "request.json", "recipe.yaml", "run.jsonl", "train.json"
 
@@ -130,20 +133,41 @@ def _prepared(
     request: TrainRequest, out: Path, accelerator: Accelerator, say: _Log, *, resume: bool
 ) -> tuple[Run, nn.Module]:
     """What the loop needs, and the folder with what was asked in it: written once nothing more can be refused."""
-    with accelerator.main_process_first():  # which downloads what the others find
+
+    def found() -> tuple[Source, nn.Module, nn.Module | None]:
         if accelerator.is_main_process:
             _take(out, request, resume=resume)
         source = open_source(asked(request), told=lambda text: say({"event": "note", "text": text}))
+        check_shares(len(source.train), request.recipe, accelerator.num_processes)
+        return source, network(request, source), teacher_of(request.recipe, source)
+
+    source, model, teacher = _agreed(accelerator, found)
     for note in source.notes:
         say({"event": "note", "text": note})
-    check_shares(len(source.train), request.recipe, accelerator.num_processes)
-    model = network(request, source)
-    teacher = teacher_of(request.recipe, source)
     if accelerator.is_main_process:
         write_json(out / REQUEST, request)
         write_text(out / RECIPE, as_yaml(request.recipe))
     watch = request.hold_out > 0
     return Run(source=source, folder=out, seed=request.seed, teacher=teacher, watch=watch, log=say), model
+
+
+def _agreed(accelerator: Accelerator, step: Callable[[], T]) -> T:
+    """What ``step`` gives, in the first process (which downloads what the others find) before the others. What one process
+    refuses none goes on with: one raises the error, the others end.
+    """
+    refusal: GhostnetsError | None = None
+    result: list[T] = []
+    with accelerator.main_process_first():
+        try:
+            result.append(step())
+        except GhostnetsError as error:
+            refusal = error
+    refused = gather_object([refusal is not None])
+    if not any(refused):
+        return result[0]
+    if refusal is not None and refused.index(True) == accelerator.process_index:
+        raise refusal
+    raise SystemExit(2)
 
 
 def _record(request: TrainRequest, source: Source, done: Trained, quality: Quality, processes: int) -> TrainRecord:

@@ -147,6 +147,10 @@ def test_the_same_command_runs_in_two_processes(tmp_path: Path) -> None:
     processes = [one["environment"]["processes"] for one in (record, json.loads(alone.stdout))]
     assert processes == [2, 1]
     assert record["history"][-1]["loss"] == pytest.approx(json.loads(alone.stdout)["history"][-1]["loss"], rel=1e-2)
+    again = run(tmp_path, *SHORT, "--out", "run", processes=2)  # the first process alone looks at the folder
+    assert again.returncode != 0
+    assert again.stderr.count("ghostnets: run holds a run with another recipe") == 1
+    assert again.stderr.count("Traceback") == 1  # torchrun's own, which says that its processes have ended
 
 
 def test_a_folder_of_photographs_trains_with_workers_and_a_damaged_file(tmp_path: Path) -> None:
