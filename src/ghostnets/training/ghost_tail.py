@@ -2,7 +2,7 @@
 """Ghost modules that train faster on a CPU: what follows their primary convolution as one function in C.
 
 PyTorch makes some twenty passes over maps that have left the cache meanwhile, forward and backward; ``ghost_tail.c`` makes
-six, and keeps two maps for the way back, not five.
+six, and keeps two maps for the way back, not five (of ratio 2).
 """
 
 from __future__ import annotations
