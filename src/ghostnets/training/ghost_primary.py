@@ -15,8 +15,11 @@ from torch import Tensor, nn
 from ghostnets.compiler import NoCompiler
 from ghostnets.training.native import compiled
 
+INPUTS, OUTPUTS = range(8, 97), range(1, 49)
+"""Channels with which ``ghost_primary.c`` is faster than oneDNN backward (benchmarks/README.md, ``train_speed.py``)."""
+
 MOST = 8
-"""Outputs that ``ghost_primary.c`` computes faster than oneDNN; backward it is faster with any number."""
+"""Outputs with which it is faster forward too."""
 
 _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
 
@@ -46,9 +49,10 @@ def primary(conv: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def _fits(conv: nn.Conv2d) -> bool:
-    """Whether it is what the C computes."""
+    """Whether it is what the C computes, and faster."""
     usual = (conv.kernel_size, conv.stride, conv.padding, conv.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
-    return usual and conv.groups == 1 and conv.bias is None and conv.padding_mode == "zeros"
+    narrow = conv.in_channels in INPUTS and conv.out_channels in OUTPUTS
+    return usual and narrow and conv.groups == 1 and conv.bias is None and conv.padding_mode == "zeros"
 
 
 class _Primary(torch.autograd.Function):
