@@ -33,8 +33,21 @@ INSTRUCTIONS = tuple(
 
 needs_compiler = pytest.mark.skipif(not COMPILERS, reason="needs gcc or clang")
 
+MEMORY = "address,undefined"
+"""Sanitizers of memory, and of what C leaves undefined."""
+
 CANARY = 16
 """Floats behind an answer that nothing may touch."""
+
+
+def works(compiler: str, kind: str, folder: Path) -> str:
+    """Why a sanitizer cannot be used here, or nothing."""
+    (folder / "empty.c").write_text("int main(void) { return 0; }\n")
+    done = run([compiler, f"-fsanitize={kind}", "empty.c", "-o", "empty"], folder)
+    if done.returncode:
+        return f"{compiler} has no runtime for -fsanitize={kind}"
+    done = run(["./empty"], folder)
+    return f"-fsanitize={kind} of {compiler} does not run here: {done.stderr[:100]}" if done.returncode else ""
 
 
 def library(program: Generated, folder: Path, compiler: str = "", *flags: str) -> Path:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from ghostnets.measure.latency import on_threads
 from ghostnets.training import ghost_primary
 from ghostnets.training.ghost_primary import primary
 
@@ -52,12 +53,8 @@ def test_any_shape_gives_what_pytorch_gives(
     outputs: int, inputs: int, images: int, height: int, width: int, threads: int, seed: int
 ) -> None:
     conv, x, pull = drawn(outputs, inputs, (images, height, width), seed)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with on_threads(threads):
         out, dx, dweight = passed(conv, x, pull, ours=True)
-    finally:
-        torch.set_num_threads(before)
     assert out.dtype == torch.bfloat16
     assert dweight.dtype == torch.float32
     wanted = passed(conv.double(), x.double(), pull.double(), ours=False)

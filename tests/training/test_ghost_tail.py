@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ghostnets.blocks.ghost import GhostModule, ghost_conv
 from ghostnets.blocks.residual import BasicBlock, ShortcutA
 from ghostnets.compiler import NoCompiler
+from ghostnets.measure.latency import on_threads
 from ghostnets.models.catalog import create_model
 from ghostnets.training import ghost_tail
 from ghostnets.training.ghost_tail import QuickBasicBlock, QuickGhostModule, quickened
@@ -71,12 +72,8 @@ def test_any_shape_gives_what_pytorch_gives(
     x = 3 + torch.randn(images, 3, height, width, generator=source)
     pull = torch.randn(images, outputs, height, width, generator=source)
     module = ghost(outputs, side, relu=relu, ratio=ratio, seed=seed)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with on_threads(threads):
         found = passed(quickened(module), x, pull)
-    finally:
-        torch.set_num_threads(before)
     wanted = passed(copy.deepcopy(module).double(), x.double(), pull.double())
     assert found.keys() == wanted.keys()
     for name, tensor in wanted.items():
@@ -105,12 +102,8 @@ def test_a_residual_block_gives_what_pytorch_gives(
         wanted = copy.deepcopy(block).double()
     quick = quickened(block)
     assert isinstance(quick, QuickBasicBlock)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with on_threads(threads):
         found = passed(quick, x, pull)
-    finally:
-        torch.set_num_threads(before)
     for name, tensor in passed(wanted, x.double(), pull.double()).items():
         assert error(found[name], tensor) < 1e-3, name
 

@@ -54,6 +54,16 @@ def test_other_source_or_other_words_are_another_file(source: Path, kept: Path) 
 
 
 @needs_compiler
+def test_another_header_is_another_file(source: Path, kept: Path) -> None:
+    header = source.with_name("number.h")
+    source.write_text('#include "number.h"\n' + ANSWER.replace("42", "NUMBER"))
+    for number in (3, 4):
+        header.write_text(f"#define NUMBER {number}\n")
+        assert compiled(source).answer() == number
+    assert len(list(kept.iterdir())) == 2
+
+
+@needs_compiler
 def test_flags_that_the_compiler_does_not_know_are_left_out(
     source: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
 
 import ghostnets.training
-from programs import COMPILERS, needs_compiler
+from programs import COMPILERS, MEMORY, needs_compiler, run, works
 
 pytestmark = needs_compiler
 
@@ -75,15 +74,15 @@ PROGRAMS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_it_stays_within_its_memory(name: str, tmp_path: Path) -> None:
+    if reason := works(COMPILERS[0], MEMORY, tmp_path):
+        pytest.skip(reason)
     file, defines = PROGRAMS[name]
     (tmp_path / "main.c").write_text(HARNESS)
     source = f'-DSOURCE="{FOLDER / file}"'
-    flags = ["-O1", "-g", "-march=native", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-Wno-psabi"]
-    subprocess.run(
-        [COMPILERS[0], *flags, source, *defines, str(tmp_path / "main.c"), "-o", str(tmp_path / "main"), "-lm"],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    done = subprocess.run([tmp_path / "main"], capture_output=True, text=True, check=False)
+    flags = ["-O1", "-g", "-march=native", f"-fsanitize={MEMORY}", "-fno-sanitize-recover=all", "-Wno-psabi"]
+    done = run([COMPILERS[0], *flags, source, *defines, "main.c", "-o", "main", "-lm"], tmp_path)
+    assert not done.returncode, done.stderr[:3000]
+    done = run(["./main"], tmp_path)
     if done.returncode == 77:
         pytest.skip("this processor does not multiply pairs of bfloat16, or has tiles")
     assert done.stderr == ""

@@ -66,7 +66,10 @@ class GhostModule(nn.Module):
         return -(-self.out_channels // self.ratio)
 
     def forward(self, x: Tensor) -> Tensor:
-        intrinsic = self.primary_conv(x)
+        return self.with_ghosts(self.primary_conv(x))
+
+    def with_ghosts(self, intrinsic: Tensor) -> Tensor:
+        """The maps and what is made from them, (N, out_channels, H', W')."""
         if self.cheap_operation is None:
             return intrinsic
         ghosts = self.cheap_operation(intrinsic)

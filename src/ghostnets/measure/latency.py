@@ -97,12 +97,18 @@ def torch_latency(
     """
     if threads < 1:
         raise UserError(f"{threads} threads cannot run a network: give at least 1")
+    with on_threads(threads), evaluating(*models.values()), torch.inference_mode():
+        contestants = {name: partial(model, example) for name, model in models.items()}
+        return race(contestants, rounds=rounds, seconds=seconds, warmup=warmup, seed=seed)
+
+
+@contextmanager
+def on_threads(threads: int) -> Generator[None, None, None]:
+    """PyTorch on so many threads while the block runs, and then on as many as before."""
     before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     try:
-        torch.set_num_threads(threads)
-        with evaluating(*models.values()), torch.inference_mode():
-            contestants = {name: partial(model, example) for name, model in models.items()}
-            return race(contestants, rounds=rounds, seconds=seconds, warmup=warmup, seed=seed)
+        yield
     finally:
         torch.set_num_threads(before)
 

@@ -2,43 +2,21 @@
 // The primary convolution of a Ghost module (3×3, stride 1, padding 1) in training, where its few channels leave oneDNN's
 // lanes empty: forward for up to 8 outputs, and backward, in bfloat16 with sums in float32.
 //
-// For processors that multiply pairs of bfloat16 (AVX512_BF16) and have no tiles (AMX), with which oneDNN is faster. Maps
-// are channels last; filters and their gradient are (outputs, 3, 3, inputs). Sums are made in one order for a given number
-// of threads, so a run can be repeated to the bit.
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+// For processors that multiply pairs of bfloat16 (AVX512_BF16) and have no tiles (AMX), which oneDNN uses and this does not.
+// Maps are channels last; filters and their gradient are (outputs, 3, 3, inputs).
+#include "native.h"
 
 #if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__) && !defined(__AMX_BF16__)
 #include <immintrin.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 typedef uint16_t map_t;
 typedef uint32_t pair; // two values that are multiplied and added up at once
 
-#define OUTPUTS 8  // at a time
-#define LANES 16
-#define IMAGES 8 // whose sums are added up in float32 before they go on in float64
+#define OUTPUTS 8 // at a time
 #define TAPS 9
-#define UNROLL _Pragma("GCC unroll 32")
-#define INLINE static inline __attribute__((always_inline))
 #define UP(n, to) (((n) + (to)-1) / (to) * (to))
 
-static int workers(int64_t images) {
-#ifdef _OPENMP
-  int most = omp_get_max_threads();
-  return images < most ? (int)images : most;
-#else
-  (void)images;
-  return 1;
-#endif
-}
-#define TEAM _Pragma("omp parallel for schedule(static, 1) num_threads(team)") for (int me = 0; me < team; me++)
-#define FROM (images * me / team)
-#define TO (images * (me + 1) / team)
-
+// Memory that is zero and begins at a cache line, or the end.
 static void *zeros(size_t count, size_t size) {
   size_t bytes = UP(count * size, 64);
   void *p = aligned_alloc(64, bytes ? bytes : 64);
@@ -270,11 +248,8 @@ void primary_backward(const map_t *x, const map_t *weight, const map_t *dz, int6
       for (int64_t h = 0; h < height && dx; h++)
         spread(back + h * wide, width, wide, channels, (const pair *)turned, in, inputs,
                dx + (k * height + h) * width * inputs);
-      if ((k - FROM) % IMAGES == IMAGES - 1 || k == TO - 1)
-        for (size_t j = 0; j < values; j++) {
-          sums[me * values + j] += found[j];
-          found[j] = 0;
-        }
+      if (DUE(k))
+        flush(sums + me * values, found, values);
     }
     free(found), free(even), free(odd), free(pull), free(back);
   }

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ghostnets.compiler import NoCompiler
-from ghostnets.training.native import compiled
+from ghostnets.training.native import address, compiled
 
 INPUTS, OUTPUTS = range(8, 97), range(1, 49)
 """Channels with which ``ghost_primary.c`` is faster than oneDNN backward (benchmarks/README.md, ``train_speed.py``)."""
@@ -81,8 +81,7 @@ class _Primary(torch.autograd.Function):
         dx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         dweight = torch.empty(k, 3, 3, c)
         _library().primary_backward(
-            x.data_ptr(), filters.data_ptr(), dz.data_ptr(), n, h, w, c, k, dx.data_ptr() if dx is not None else None,
-            dweight.data_ptr(),
+            x.data_ptr(), filters.data_ptr(), dz.data_ptr(), n, h, w, c, k, address(dx), dweight.data_ptr()
         )  # fmt: skip
         return dx, dweight.permute(0, 3, 1, 2).to(ctx.dtype)
 

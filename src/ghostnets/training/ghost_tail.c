@@ -6,18 +6,12 @@
 //
 // Maps are channels last, float32 or (-DBF16) bfloat16; all else is float32. Sums are made in one order for a given number
 // of threads, so a run can be repeated to the bit.
+#include "native.h"
 #include <math.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
 #ifdef __AVX512BF16__
 #include <immintrin.h>
 #endif
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
-#define LANES 16
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 typedef uint32_t uvec __attribute__((vector_size(4 * LANES)));
@@ -84,20 +78,7 @@ static inline vec loadf(const float *p) {
 }
 static inline void storef(float *p, vec v) { memcpy(p, &v, sizeof v); }
 
-static int workers(int64_t images) {
-#ifdef _OPENMP
-  int most = omp_get_max_threads();
-  return images < most ? (int)images : most;
-#else
-  (void)images;
-  return 1;
-#endif
-}
-
-#define IMAGES 8 // whose sums are added up in float32 before they go on in float64
-#define MOST 49  // taps
-#define UNROLL _Pragma("GCC unroll 64")
-#define INLINE static inline __attribute__((always_inline))
+#define MOST 49 // taps
 
 // One row of an image is `n` = width * channels numbers, dealt with LANES at a time; `lanes` is n rounded up. `stride` is
 // the length of a row of an image in float32 that has a border of zeros, behind which LANES may still be read. Each map has
@@ -105,7 +86,7 @@ static int workers(int64_t images) {
 // kept of what is made.
 typedef struct {
   int64_t images, height, width, channels, ghosts, outputs, n, size, lanes, border, stride;
-  int side, taps, workers;
+  int side, taps, team;
 } shape;
 
 static shape shaped(int64_t images, int64_t height, int64_t width, int64_t channels, int64_t ghosts, int64_t outputs,
@@ -119,7 +100,7 @@ static shape shaped(int64_t images, int64_t height, int64_t width, int64_t chann
   s.border = side / 2;
   s.stride = s.lanes + 2 * s.border * channels;
   s.taps = side * side;
-  s.workers = workers(images);
+  s.team = workers(images);
   return s;
 }
 
@@ -145,18 +126,11 @@ static void by_channel(const shape *s, const double *sums, int64_t rows, double 
   for (int64_t r = 0; r < rows; r++)
     for (int64_t c = 0; c < s->channels; c++) {
       double a = 0;
-      for (int w = 0; w < s->workers; w++)
+      for (int w = 0; w < s->team; w++)
         for (int64_t k = 0; k < s->width; k++)
           a += sums[(w * rows + r) * s->lanes + k * s->channels + c];
       out[r * s->channels + c] = a;
     }
-}
-
-static void flush(double *into, float *some, int64_t count) {
-  for (int64_t k = 0; k < count; k++) {
-    into[k] += some[k];
-    some[k] = 0;
-  }
 }
 
 INLINE vec part(const map_t *p, int64_t left) { // of the end of a row; zeros behind it
@@ -374,13 +348,6 @@ INLINE void part_ways(const shape *s, const map_t *y, const map_t *dy, map_t *dp
   default: function(&s, 7, __VA_ARGS__);                                                                               \
   }
 
-// Each worker has images of its own; where fewer come than were asked for, one does the work of several.
-#define TEAM                                                                                                           \
-  _Pragma("omp parallel for schedule(static, 1) num_threads(s.workers)") for (int me = 0; me < s.workers; me++)
-#define FROM (s.images * me / s.workers)
-#define TO (s.images * (me + 1) / s.workers)
-#define DUE(k) (((k) - FROM) % IMAGES == IMAGES - 1 || (k) == TO - 1)
-
 // z (images, height, width, channels) -> y (images, height, width, outputs); r (ghosts, images, height, width, channels) are
 // the filters' maps before their norm. filter (ghosts, taps, channels); norms (1 + ghosts, FIGURES, channels) are written,
 // from affine (1 + ghosts, weight and bias, channels). Where plus is not NULL, relu(y + plus) is written instead of y.
@@ -388,9 +355,10 @@ void ghost_forward(const map_t *z, int64_t images, int64_t height, int64_t width
                    int64_t outputs, int side, const float *filter, const float *affine, float eps1, float eps2, int relu1,
                    int relu2, const map_t *plus, map_t *r, map_t *y, float *norms) {
   shape s = shaped(images, height, width, channels, ghosts, outputs, side);
+  int team = s.team;
   int64_t c = channels, size = s.size, whole = height * width * outputs, rows = 2 * s.lanes;
   float *shift = zeros(ghosts * c, 4);
-  double *sums = zeros((size_t)s.workers * ghosts * rows, 8), *each = zeros(2 * ghosts * c, 8);
+  double *sums = zeros((size_t)team * ghosts * rows, 8), *each = zeros(2 * ghosts * c, 8);
 
   for (int64_t k = 0; k < c; k++)
     shift[k] = load1(z + k); // a value near the mean, against cancellation
@@ -425,7 +393,7 @@ void ghost_forward(const map_t *z, int64_t images, int64_t height, int64_t width
       shift[g * c + k] = (relu1 && v < 0 ? 0 : v) * filter[(g * s.taps + s.taps / 2) * c + k];
     }
   from = along(&s, shift, ghosts);
-  memset(sums, 0, (size_t)s.workers * ghosts * rows * 8);
+  memset(sums, 0, (size_t)team * ghosts * rows * 8);
   TEAM {
     float *some = zeros(ghosts * rows, 4), *in = zeros(s.stride * (height + 2 * s.border) + LANES, 4);
     for (int64_t k = FROM; k < TO; k++) {
@@ -478,10 +446,11 @@ void ghost_backward(const map_t *z, const map_t *r, const map_t *y, const map_t 
                     int64_t width, int64_t channels, int64_t ghosts, int64_t outputs, int side, const float *filter,
                     const float *norms, int relu1, int relu2, map_t *dz, map_t *dplus, float *dfilter, float *daffine) {
   shape s = shaped(images, height, width, channels, ghosts, outputs, side);
+  int team = s.team;
   int64_t c = channels, size = s.size, whole = height * width * outputs;
   int64_t rows = 2 * s.lanes, taps = s.taps * s.lanes, kept = rows + ghosts * taps;
   const map_t *pull = y ? dplus : dy;
-  double *sums = zeros((size_t)s.workers * (ghosts * rows + kept), 8), *each = zeros((2 * ghosts + 2 + ghosts * s.taps) * c, 8);
+  double *sums = zeros((size_t)team * (ghosts * rows + kept), 8), *each = zeros((2 * ghosts + 2 + ghosts * s.taps) * c, 8);
   float *means = figures(&s, norms, MEAN), *scales = figures(&s, norms, SCALE), *offsets = figures(&s, norms, OFFSET);
 
   TEAM {
@@ -520,7 +489,7 @@ void ghost_backward(const map_t *z, const map_t *r, const map_t *y, const map_t 
     backwards(&s, each + 2 * (g - 1) * c, norms + g * FIGURES * c, lines + 2 * g * c, lines + (2 * g + 1) * c,
               daffine + 2 * g * c, daffine + (2 * g + 1) * c);
   float *slopes = along(&s, lines, 2 * (1 + ghosts)), *weight = along(&s, filter, ghosts * s.taps);
-  memset(sums, 0, (size_t)s.workers * kept * 8);
+  memset(sums, 0, (size_t)team * kept * 8);
   TEAM {
     size_t wide = s.stride * (height + 2 * s.border) + LANES;
     float *some = zeros(kept, 4), *in = zeros(wide, 4), *back = zeros(wide, 4);
@@ -563,11 +532,11 @@ void ghost_backward(const map_t *z, const map_t *r, const map_t *y, const map_t 
   backwards(&s, each, norms, lines, lines + c, daffine, daffine + c);
   for (int64_t k = 0; k < ghosts * s.taps * c; k++)
     dfilter[k] = (float)each[2 * c + k];
-  float *slope1 = along(&s, lines, 1), *level1 = along(&s, lines + c, 1);
+  float *slope1 = along(&s, lines, 2), *level1 = slope1 + s.lanes;
   TEAM for (int64_t k = FROM; k < TO; k++) for (int64_t h = 0; h < height; h++) for (int64_t l = 0; l < s.n; l += LANES) {
     int64_t at = k * size + h * s.n + l, left = s.n - l;
     put(dz + at, part(dz + at, left) * loadf(scales + l) + part(z + at, left) * loadf(slope1 + l) + loadf(level1 + l), left);
   }
   free(sums), free(each), free(means), free(scales), free(offsets), free(lines), free(slopes), free(weight);
-  free(slope1), free(level1);
+  free(slope1);
 }

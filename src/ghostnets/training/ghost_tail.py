@@ -20,7 +20,7 @@ from ghostnets.blocks.ghost import GhostModule
 from ghostnets.blocks.replace import swapped
 from ghostnets.blocks.residual import BasicBlock
 from ghostnets.training.ghost_primary import primary
-from ghostnets.training.native import compiled
+from ghostnets.training.native import address, compiled
 
 LARGEST = 7
 """Of the cheap filters' sides."""
@@ -84,9 +84,7 @@ class QuickGhostModule(GhostModule):
         z = primary(conv, x)
         count = z.numel() // z.shape[1]
         if z.dtype not in libraries() or count < 2 or (shortcut is not None and shortcut.dtype != z.dtype):
-            intrinsic = self.primary_conv[1:](z)
-            made = torch.cat([intrinsic, self.cheap_operation(intrinsic)], 1)[:, : self.out_channels]
-            return _joined(made, shortcut)
+            return _joined(self.with_ghosts(self.primary_conv[1:](z)), shortcut)
         affine = [norms[0].weight, norms[0].bias, norms[1].weight, norms[1].bias]
         eps = norms[0].eps, norms[1].eps
         out, *found = _Tail.apply(  # pyright: ignore[reportGeneralTypeIssues]
@@ -135,7 +133,7 @@ class _Tail(torch.autograd.Function):
         norms = torch.empty(1 + ghosts, FIGURES, c)
         shape = n, h, w, c, ghosts, outputs, side
         libraries()[z.dtype].ghost_forward(
-            z.data_ptr(), *shape, filters.data_ptr(), affine.data_ptr(), eps1, eps2, relu, relu, _at(plus), r.data_ptr(),
+            z.data_ptr(), *shape, filters.data_ptr(), affine.data_ptr(), eps1, eps2, relu, relu, address(plus), r.data_ptr(),
             y.data_ptr(), norms.data_ptr(),
         )  # fmt: skip
         ctx.save_for_backward(z, r, filters, norms, y if plus is not None else None)
@@ -152,8 +150,8 @@ class _Tail(torch.autograd.Function):
         dz, dfilters, daffine = torch.empty_like(z), torch.empty_like(filters), torch.empty(1 + ghosts, 2, c)
         dplus = torch.empty_like(dy) if y is not None else None
         libraries()[z.dtype].ghost_backward(
-            z.data_ptr(), r.data_ptr(), _at(y), dy.data_ptr(), *ctx.shape, filters.data_ptr(), norms.data_ptr(), ctx.relu,
-            ctx.relu, dz.data_ptr(), _at(dplus), dfilters.data_ptr(), daffine.data_ptr(),
+            z.data_ptr(), r.data_ptr(), address(y), dy.data_ptr(), *ctx.shape, filters.data_ptr(), norms.data_ptr(), ctx.relu,
+            ctx.relu, dz.data_ptr(), address(dplus), dfilters.data_ptr(), daffine.data_ptr(),
         )  # fmt: skip
         dweight = _by_map(dfilters).t().reshape(ghosts * c, 1, side, side)
         return dz, dweight, *daffine[0], *_by_map(daffine[1:]), dplus, None, None, None, None
@@ -167,10 +165,6 @@ def _by_ghost(figures: Tensor, maps: int) -> Tensor:
 def _by_map(figures: Tensor) -> Tensor:
     """(ghosts, K, maps) as (K, maps * ghosts), the ghosts of one map neighbours."""
     return figures.permute(1, 2, 0).reshape(figures.shape[1], -1)
-
-
-def _at(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
 
 
 def _fits(module: GhostModule) -> bool:

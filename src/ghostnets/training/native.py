@@ -8,6 +8,8 @@ import hashlib
 import os
 from pathlib import Path
 
+from torch import Tensor
+
 from ghostnets.compiler import NoCompiler, command, compile_shared, processor
 from ghostnets.download import cache_dir
 
@@ -16,8 +18,9 @@ FLAGS = (("-march=native", "-fopenmp"), ("-march=native",), ("-fopenmp",), ())
 
 
 def compiled(source: Path, *defines: str) -> ctypes.CDLL:
-    """The functions of a C file. Raises NoCompiler where it cannot be compiled or kept."""
-    parts = [source.read_text(), *command(), *defines, processor()]
+    """The functions of a C file, which may include headers beside it. Raises NoCompiler where it cannot be compiled or kept."""
+    texts = [path.read_text() for path in (source, *sorted(source.parent.glob("*.h")))]
+    parts = [*texts, *command(), *defines, processor()]
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     target = cache_dir() / "native" / f"{source.stem}-{key}.so"
     try:
@@ -26,6 +29,11 @@ def compiled(source: Path, *defines: str) -> ctypes.CDLL:
         return ctypes.CDLL(str(target))
     except OSError as error:
         raise NoCompiler(f"what was compiled cannot be kept or loaded: {error.strerror or error}") from None
+
+
+def address(tensor: Tensor | None) -> int | None:
+    """Where its values lie, as C takes it; None is NULL."""
+    return None if tensor is None else tensor.data_ptr()
 
 
 def keep_memory() -> None:

@@ -21,7 +21,7 @@ from ghostnets.deploy.graph import Conv
 from ghostnets.deploy.reference import outputs
 from ghostnets.models.catalog import create_model
 from graphs import lively, truth
-from programs import COMPILERS, INSTRUCTIONS, NEAR, error, needs_compiler, run, tolerance
+from programs import COMPILERS, INSTRUCTIONS, MEMORY, NEAR, error, needs_compiler, run, tolerance, works
 
 pytestmark = needs_compiler
 
@@ -72,16 +72,6 @@ FOUND = 99
 """Exit status of a sanitizer that found something."""
 
 
-def works(compiler: str, kind: str, folder: Path) -> str:
-    """Why a sanitizer cannot be used here, or nothing."""
-    (folder / "empty.c").write_text("int main(void) { return 0; }\n")
-    done = run([compiler, f"-fsanitize={kind}", "empty.c", "-o", "empty"], folder)
-    if done.returncode:
-        return f"{compiler} has no runtime for -fsanitize={kind}"
-    done = run(["./empty"], folder)
-    return f"-fsanitize={kind} of {compiler} does not run here: {done.stderr[:100]}" if done.returncode else ""
-
-
 def sanitized(program: Generated, image: np.ndarray, folder: Path, compiler: str, kind: str, threads: int = 1) -> np.ndarray:  # fmt: skip
     """The answer of a program under a sanitizer that ends it at the first finding."""
     if reason := works(compiler, kind, folder):
@@ -112,8 +102,6 @@ def close(program: Generated, found: np.ndarray, image: np.ndarray) -> bool:
     graph = program.graphs[-2][1]
     return error(found, outputs(graph, image)[graph.output].ravel()) <= tolerance(graph)
 
-
-MEMORY = "address,undefined"
 
 NETWORKS = {"ghost_resnet20": 32, "ghostnet_050": 33, "resnet20": 32}
 """Of odd size where they take any."""
