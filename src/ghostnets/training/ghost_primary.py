@@ -16,7 +16,7 @@ from ghostnets.compiler import NoCompiler
 from ghostnets.training.native import address, compiled
 
 INPUTS, OUTPUTS = range(8, 97), range(1, 49)
-"""Channels with which ``ghost_primary.c`` is faster than oneDNN backward (benchmarks/README.md, ``train_speed.py``)."""
+"""Channels with which ``ghost_primary.c`` is faster than oneDNN backward (benchmarks/README.md, ``train_parts.py``)."""
 
 MOST = 8
 """Outputs with which it is faster forward too."""
