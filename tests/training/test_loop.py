@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ghostnets.errors import UserError
 from ghostnets.trainer import make_accelerator
-from ghostnets.training.checkpoint import checkpoints, read_checkpoint
+from ghostnets.training.checkpoint import checkpoints, read_checkpoint, save_checkpoint
 from ghostnets.training.data import Augment, Images, normalise
 from ghostnets.training.draw import generator
 from ghostnets.training.feed import MemoryFeed
@@ -191,6 +191,23 @@ def test_another_run_is_not_gone_on_with(
     go(network, PLAIN, source, tmp_path, max_steps=2)
     with pytest.raises(UserError, match=message):
         go(change.get("network", network), change.get("recipe", PLAIN), source, tmp_path, seed=change.get("seed", 0))
+
+
+@pytest.mark.parametrize(("value", "resumes"), [(0.0, True), (0.1, False)])
+def test_a_setting_that_came_later_is_what_it_is_unless_set(
+    network: nn.Module, source: Source, tmp_path: Path, value: float, *, resumes: bool
+) -> None:
+    folder = tmp_path / CHECKPOINTS
+    go(network, PLAIN, source, tmp_path, max_steps=2)
+    state = read_checkpoint(checkpoints(folder)[0])
+    del state["run"]["smoothing"]  # as if the run were older than it
+    save_checkpoint(folder, 3, {**state, "step": 3})
+    recipe = replace(PLAIN, smoothing=value)
+    if resumes:
+        assert go(network, recipe, source, tmp_path).finished
+    else:
+        with pytest.raises(UserError, match=r"smoothing 0\.0, not 0\.1"):
+            go(network, recipe, source, tmp_path)
 
 
 def test_features_are_compared_through_a_layer_that_the_seed_draws(source: Source, tmp_path: Path) -> None:

@@ -320,7 +320,8 @@ class _Loop:
             self.run.log({"event": "note", "text": f"{sentence}; going on from the one before it"})
         if state is None:
             return
-        if odd := differences(state["run"], self.identity):
+        there = {**to_json(Recipe()), **state["run"]}  # what came later was what it is unless it is set
+        if odd := differences(there, self.identity):
             raise UserError(
                 f"{self.run.folder} holds another run ({'; '.join(odd)}): go on with what was asked there, or choose "
                 "another folder"
