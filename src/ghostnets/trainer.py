@@ -14,7 +14,7 @@ import accelerate.tracking
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from torch import nn
 
 from ghostnets.errors import GhostnetsError, MissingExtra, UserError, first_line
@@ -193,6 +193,8 @@ def make_accelerator(recipe: Recipe, tracker: str | None = None, out: Path | Non
     return Accelerator(
         mixed_precision=PRECISION[recipe.amp_dtype], log_with=tracker, project_dir=out,
         dynamo_backend="inductor" if recipe.compile else "no", cpu=not torch.accelerator.is_available(),
+        # Statistics are agreed on where they are used, not before every step.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 
 python small_run.py whole OUT               the run, undisturbed
 python small_run.py killed OUT KILLS SEED   the same, killed so many times with SIGKILL at random moments, then finished
-python small_run.py shared OUT sync|plain   20 steps in as many processes as torchrun has started; weights to OUT/weights.pt
+python small_run.py shared OUT sync|plain   20 steps in as many processes as torchrun has started; each one's weights to OUT/weights-RANK.pt
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def shared(out: Path, norms: str) -> None:
     accelerator = make_accelerator(recipe)
     undisturbed = Run(source=source(), folder=out, seed=3)
     done = train(network(0, dropout=0), recipe, undisturbed, accelerator)
-    if accelerator.is_main_process:
-        torch.save({"weights": done.model.state_dict(), "loss": done.history[-1]["loss"]}, out / "weights.pt")
+    found = {"weights": done.model.state_dict(), "loss": done.history[-1]["loss"]}
+    torch.save(found, out / f"weights-{accelerator.process_index}.pt")
     accelerator.end_training()
 
 

@@ -302,7 +302,7 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     for processes in (1, 2):
         (tmp_path / str(processes)).mkdir()
         script("shared", tmp_path / str(processes), "sync", processes=processes)
-    one, two = (torch.load(tmp_path / str(n) / "weights.pt", weights_only=True) for n in (1, 2))
+    one, two = (torch.load(tmp_path / str(n) / "weights-0.pt", weights_only=True) for n in (1, 2))
     for name, tensor in one["weights"].items():
         torch.testing.assert_close(two["weights"][name], tensor, rtol=1e-5, atol=1e-5)
     assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
@@ -312,5 +312,7 @@ def test_without_it_every_process_has_norms_of_its_own(tmp_path: Path) -> None:
     for processes in (1, 2):
         (tmp_path / str(processes)).mkdir()
         script("shared", tmp_path / str(processes), "plain", processes=processes)
-    one, two = (torch.load(tmp_path / str(n) / "weights.pt", weights_only=True)["weights"] for n in (1, 2))
+    one, two = (torch.load(tmp_path / str(n) / "weights-0.pt", weights_only=True)["weights"] for n in (1, 2))
     assert max(float((one[name] - two[name]).abs().max()) for name in one if "running" in name) > 1e-3
+    other = torch.load(tmp_path / "2" / "weights-1.pt", weights_only=True)["weights"]
+    same(two, other)  # in the end they all measure the first one's network

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from ghostnets.compiler import NoCompiler
@@ -349,7 +350,10 @@ class _Loop:
         }  # fmt: skip
 
     def _result(self) -> nn.Module:
-        return self.average.model if self.average is not None else self.network
+        """What has come of it so far, with the first process's statistics in all of them."""
+        found = self.average.model if self.average is not None else self.network
+        broadcast([*found.buffers()])
+        return found
 
     def trained(self) -> Trained:
         """What has come of it."""
