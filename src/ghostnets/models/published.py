@@ -14,9 +14,7 @@ from pathlib import Path
 
 from ghostnets.download import cache_dir, fetch
 from ghostnets.errors import UserError, first_line
-from ghostnets.models.weights import read_weights
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+from ghostnets.models.weights import IMAGENET_MEAN, IMAGENET_STD, read_weights
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,6 +88,7 @@ class Weights:
         return path
 
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CIFAR_10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 WEIGHTS: Mapping[str, Weights] = {
@@ -99,8 +100,8 @@ WEIGHTS: Mapping[str, Weights] = {
         data="cifar10",
         in_chans=3,
         input_size=(32, 32),
-        mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225),
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
         classes=CIFAR_10,
         classifier="linear",
         top1=93.58,
@@ -114,8 +115,8 @@ WEIGHTS: Mapping[str, Weights] = {
         data="cifar10",
         in_chans=3,
         input_size=(32, 32),
-        mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225),
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
         classes=CIFAR_10,
         classifier="linear",
         top1=92.38,
