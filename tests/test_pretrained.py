@@ -186,7 +186,7 @@ def test_folded_branches_come_back_folded(tmp_path: Path, dataset: Dataset) -> N
 
 
 def test_a_trained_network_knows_what_it_is_for(tmp_path: Path) -> None:
-    save_pretrained(create_model("resnet20", pretrained=True), tmp_path)
+    save_pretrained(create_model("resnet20.digits", pretrained=True), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert (config["mean"], config["input_size"], config["classes"]) == ([0.3047], [1, 32, 32], list("0123456789"))
 

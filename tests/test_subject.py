@@ -67,7 +67,7 @@ def test_a_users_network_stays_as_its_file_makes_it(tmp_path: Path) -> None:
 
 def test_untrained_weights_of_the_catalogue_are_drawn_with_norms_that_have_seen_images() -> None:
     known, (note,) = opened("resnet20", size=(8, 8))
-    assert note.startswith("nobody trained the weights of resnet20, they are drawn: resnet20.digits")
+    assert note.startswith("nobody trained the weights of resnet20, they are drawn: resnet20.cifar10")
     means = [part.running_mean for part in known.model.modules() if isinstance(part, nn.BatchNorm2d)]
     assert all(isinstance(mean, Tensor) and bool(mean.any()) for mean in means)
 

@@ -313,7 +313,7 @@ def test_drawn_weights_are_named_and_those_of_a_file_are_taken(here: Path, capsy
     quick = ("--check", "0", "--target", "avx2", "--input-size", "8,8")
     assert not export("resnet20", "--out", "drawn", *quick, "--seed", "5")
     said = capsys.readouterr().err
-    assert "note: nobody trained the weights of resnet20, they are drawn: resnet20.digits has trained ones" in said
+    assert "note: nobody trained the weights of resnet20, they are drawn: resnet20.cifar10 has trained ones" in said
     assert not export("resnet20", "--out", "again", *quick, "--seed", "5")
     assert not export("resnet20", "--out", "other", *quick, "--seed", "6")
     weights = {name: (here / name / "model.weights").read_bytes() for name in ("drawn", "again", "other")}

@@ -138,7 +138,7 @@ def test_nothing_is_said_while_exporting(small: nn.Module, tmp_path: Path, capfd
 
 
 def test_the_embedded_network_is_exported_right(tmp_path: Path) -> None:
-    model = create_model("resnet20", pretrained=True)
+    model = create_model("resnet20.digits", pretrained=True)
     path = export_onnx(model, torch.zeros(1, 1, 32, 32), tmp_path / "digits.onnx")
     assert verify_onnx(model, path, torch.randn(20, 1, 32, 32)).top1_agreement == 100
     weights = sum(p.numel() for n, p in model.named_parameters() if "bn" not in n)
