@@ -65,7 +65,7 @@ chosen was chosen on images held out of the training set.
 ## Again
 
 ```console
-{launch} train {architecture} --data {data} --recipe recipe.yaml --seed {seed}{threads} --out build/{architecture}
+{launch} train {architecture} --data {data} --recipe recipe.yaml --seed {seed} --threads {threads} --out build/{architecture}
 ```
 
 with `recipe.yaml`:
@@ -130,9 +130,8 @@ def measured(contents: bytes, record: TrainRecord, config: Config, data_dir: Pat
 def card(record: TrainRecord, recipe: Recipe, config: Config, quality: Quality, contents: bytes) -> str:
     """Markdown."""
     channels, height, width = config.input_size
-    launch, threads = _launch(record)
     return CARD.format(
-        launch=launch, threads=threads, name=f"{record.model}.{record.data}", architecture=record.model, data=record.data, seed=record.seed,
+        launch=_launch(record), threads=record.environment["threads"], name=f"{record.model}.{record.data}", architecture=record.model, data=record.data, seed=record.seed,
         images="grey images" if channels == 1 else "colour images", size=f"{height}×{width} pixels",
         classes=config.num_classes, names=", ".join(config.classes), tested=quality.images,
         top1=quality.top1, top5=quality.top5, nll=quality.nll, ece=quality.ece,
@@ -145,6 +144,8 @@ def card(record: TrainRecord, recipe: Recipe, config: Config, quality: Quality, 
 def row(record: TrainRecord, config: Config, quality: Quality, path: Path, contents: bytes) -> str:
     """What belongs into WEIGHTS."""
     right = round(quality.top1 * quality.images / 100)
+    if record.data == "cifar10":
+        return f'    "{record.model}.cifar10": _cifar10("{record.model}", "{hashlib.sha256(contents).hexdigest()}", {right}),'
     return f'''    "{record.model}.{record.data}": Weights(
         architecture="{record.model}",
         file="{path.name}",
@@ -181,12 +182,10 @@ def _machine(record: TrainRecord) -> str:
     return f"{processes} × {threads} cores (processes, threads) of {about['cpu']}, PyTorch {about['torch']}"
 
 
-def _launch(record: TrainRecord) -> tuple[str, str]:
-    """How the command begins, and how many threads it names."""
+def _launch(record: TrainRecord) -> str:
+    """How the command begins."""
     processes = record.environment["processes"]
-    if processes == 1:
-        return "ghostnets", ""
-    return f"torchrun --nproc-per-node {processes} -m ghostnets", f" --threads {record.environment['threads']}"
+    return "ghostnets" if processes == 1 else f"torchrun --nproc-per-node {processes} -m ghostnets"
 
 
 if __name__ == "__main__":
