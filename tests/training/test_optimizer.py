@@ -235,12 +235,12 @@ def test_muon_makes_the_steps_of_mixing_filters_orthogonal() -> None:
 
 
 def test_beside_muon_adamw_moves_vectors_depthwise_filters_and_the_classifier() -> None:
-    recipe = Recipe(opt="muon", lr=0.1, momentum=0.8, weight_decay=0.2)
+    recipe = Recipe(opt="muon", lr=0.1, adamw_share=0.3, momentum=0.8, weight_decay=0.2)
 
     def move(w: float, seen: list[float], decay: float, step: int) -> float:
         first, second = moments(seen, step, (0.8, 0.999))
         first, second = first / (1 - 0.8**step), second / (1 - 0.999**step)
-        return w * (1 - 0.01 * decay) - 0.01 * first / (math.sqrt(second) + 1e-8)  # a tenth of Muon's rate
+        return w * (1 - 0.03 * decay) - 0.03 * first / (math.sqrt(second) + 1e-8)  # three tenths of Muon's rate
 
     steps(recipe, move)
     model = create_model("ghost_resnet20")
@@ -248,7 +248,7 @@ def test_beside_muon_adamw_moves_vectors_depthwise_filters_and_the_classifier() 
     turned = {id(p) for group in groups if group["use_muon"] for p in group["params"]}
     for name, p in model.named_parameters():
         assert (id(p) in turned) == (name == "conv1.weight" or name.endswith("primary_conv.0.weight")), name
-    assert {(group["use_muon"], group["scale"]) for group in groups} == {(True, 1.0), (False, 0.1)}
+    assert {(group["use_muon"], group["scale"]) for group in groups} == {(True, 1.0), (False, 0.3)}
     assert Counter(id(p) for group in groups for p in group["params"]) == Counter(id(p) for p in model.parameters())
 
 

@@ -37,7 +37,8 @@ def low_res(recipe: Recipe, epoch: int) -> float:
     done = epoch / (recipe.low_res_until * recipe.epochs) if recipe.low_res_until else 1.0
     if done >= 1:
         return 1.0
-    return recipe.low_res + (1 - recipe.low_res) * done * recipe.low_res_grows
+    grown = 0.5 if recipe.low_res_grows and done >= 0.5 else 0.0
+    return recipe.low_res + (1 - recipe.low_res) * grown
 
 
 @dataclass(frozen=True)

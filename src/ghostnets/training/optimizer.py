@@ -12,9 +12,6 @@ from torch import nn
 
 from ghostnets.training.recipe import Recipe
 
-ADAMW_SHARE = 0.1
-"""The learning rate, as a share of Muon's, of what AdamW moves beside it."""
-
 Groups = list[dict[str, Any]]
 """PyTorch's parameter groups; ``scale`` is the group's share of the learning rate, ``head`` whether it is the classifier's."""
 
@@ -68,7 +65,7 @@ def _muon(groups: Iterable[Any], recipe: Recipe) -> torch.optim.Optimizer:
     import pytorch_optimizer
 
     ready = [part for group in groups for part in _for_muon(group, recipe)]
-    return pytorch_optimizer.Muon(ready, lr=recipe.lr, momentum=recipe.momentum, adamw_lr=recipe.lr * ADAMW_SHARE)
+    return pytorch_optimizer.Muon(ready, lr=recipe.lr, momentum=recipe.momentum, adamw_lr=recipe.lr * recipe.adamw_share)
 
 
 def _for_muon(group: Mapping[str, Any], recipe: Recipe) -> Iterator[dict[str, Any]]:
@@ -82,7 +79,7 @@ def _for_muon(group: Mapping[str, Any], recipe: Recipe) -> Iterator[dict[str, An
     if yes:
         yield {**group, "params": yes, "use_muon": True}
     if no:
-        own = {"scale": group["scale"] * ADAMW_SHARE, "betas": (recipe.momentum, 0.999), "eps": 1e-8}
+        own = {"scale": group["scale"] * recipe.adamw_share, "betas": (recipe.momentum, 0.999), "eps": 1e-8}
         yield {**group, "params": no, "use_muon": False, **own}
 
 

@@ -38,6 +38,8 @@ class Recipe:
     """What moves the weights."""
     lr: float = 0.1
     """Peak learning rate."""
+    adamw_share: float = 0.1
+    """The rate, as a share of Muon's, of what AdamW moves beside it: norms, biases, depthwise filters, the classifier."""
     momentum: float = 0.9
     """Of SGD, Nesterov's; the first beta of the others."""
     weight_decay: float = 5e-4
@@ -93,7 +95,7 @@ class Recipe:
     low_res_until: float = 0.0
     """For this share of the epochs."""
     low_res_grows: bool = False
-    """Whether the images grow back evenly in that time, instead of all at once behind it."""
+    """Whether they are halfway back in the second half of that time, instead of growing all at once behind it."""
 
     model_ema_decay: float | None = None
     """Of the weights' moving average, a step; what is returned is the average then."""
@@ -142,7 +144,7 @@ class Recipe:
 _RANGES = (
     ("epochs", 1e-6, 1e6),
     ("batch_size grad_accum_steps", 1, 1e7),
-    ("lr warmup_lr min_lr weight_decay kd_features mixup cutmix", 0, 1e6),
+    ("lr adamw_share warmup_lr min_lr weight_decay kd_features mixup cutmix", 0, 1e6),
     ("momentum", 0, 0.9999),  # at 1 Adam's averages would never take anything in
     ("decay_rate reprob kd_alpha model_ema_decay low_res_until", 0, 1),
     ("smoothing drop", 0, 0.999),
