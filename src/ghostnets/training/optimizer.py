@@ -65,7 +65,9 @@ def _muon(groups: Iterable[Any], recipe: Recipe) -> torch.optim.Optimizer:
     import pytorch_optimizer
 
     ready = [part for group in groups for part in _for_muon(group, recipe)]
-    return pytorch_optimizer.Muon(ready, lr=recipe.lr, momentum=recipe.momentum, adamw_lr=recipe.lr * recipe.adamw_share)
+    return pytorch_optimizer.Muon(
+        ready, lr=recipe.lr, momentum=recipe.momentum, adamw_lr=recipe.lr * recipe.adamw_share
+    )
 
 
 def _for_muon(group: Mapping[str, Any], recipe: Recipe) -> Iterator[dict[str, Any]]:
