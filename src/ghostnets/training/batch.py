@@ -37,8 +37,8 @@ def low_res(recipe: Recipe, epoch: int) -> float:
     done = epoch / (recipe.low_res_until * recipe.epochs) if recipe.low_res_until else 1.0
     if done >= 1:
         return 1.0
-    grown = 0.5 if recipe.low_res_grows and done >= 0.5 else 0.0
-    return recipe.low_res + (1 - recipe.low_res) * grown
+    halfway = recipe.low_res_grows and done >= 0.5
+    return (1 + recipe.low_res) / 2 if halfway else recipe.low_res
 
 
 @dataclass(frozen=True)
