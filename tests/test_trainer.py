@@ -134,6 +134,12 @@ def test_a_teacher_may_come_from_a_file_and_must_fit(tmp_path: Path) -> None:
         train(replace(request, in_chans=3), tmp_path / "other")
 
 
+def test_views_without_a_teacher_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="kd_views 3 without a teacher only repeats itself: name a kd_model"):
+        train(replace(REQUEST, recipe=replace(RECIPE, kd_views=3)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside torch's compiler
 def test_a_compiled_run_comes_to_the_same_network(tmp_path: Path) -> None:

@@ -253,6 +253,10 @@ def network(request: TrainRequest, source: Source) -> nn.Module:
 def teacher_of(recipe: Recipe, source: Source) -> nn.Module | None:
     """The recipe's teacher, if it names one. Raises UserError where it is for other images or classes."""
     if recipe.kd_model is None:
+        if recipe.kd_views:
+            raise UserError(
+                f"recipe: kd_views {recipe.kd_views} without a teacher only repeats itself: name a kd_model"
+            )
         return None
     if is_file(recipe.kd_model):  # the user's own, weights and all; what images it is for is for the user to know
         own = build(recipe.kd_model)

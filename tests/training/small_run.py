@@ -52,6 +52,7 @@ def network(seed: int, *, dropout: float = 0.3) -> nn.Module:
 FULL = Recipe(
     epochs=9, batch_size=16, grad_accum_steps=2, lr=0.1, warmup_epochs=1, head_epochs=0.5, layer_decay=0.9, smoothing=0.1,
     hflip="alternate", reprob=0.3, mixup=0.4, cutmix=0.7, model_ema_decay=0.95, clip_grad=5.0, kd_features=0.1,
+    kd_views=4,
 )  # fmt: skip
 
 

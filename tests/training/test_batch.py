@@ -254,3 +254,38 @@ def test_images_may_grow_back_in_two_steps() -> None:
 def test_the_smallest_image_still_has_a_pixel() -> None:
     small, _ = batcher(replace(PLAIN, low_res=0.1, low_res_until=1))(drawn(8, height=4, width=6))
     assert small.shape == (8, 3, 1, 1)
+
+
+# --- views that come again
+
+
+@settings(max_examples=60)
+@given(
+    views=st.integers(1, 5), epoch=st.integers(0, 12), later=st.integers(0, 12),
+    hflip=st.sampled_from(["none", "random", "alternate"]), off=st.sampled_from([None, 4.0]), grows=st.booleans(),
+)  # fmt: skip
+def test_equal_sights_promise_equal_images(
+    views: int, epoch: int, later: int, hflip: Any, off: float | None, *, grows: bool
+) -> None:
+    recipe = replace(
+        PLAIN, epochs=13, padding=1, hflip=hflip, reprob=0.5, mixup=0.4, cutmix=0.4, mixup_off_epoch=off, aa="rand-m9-n1",
+        low_res=0.5, low_res_until=0.5, low_res_grows=grows, kd_views=views,
+    )  # fmt: skip
+    made = batcher(recipe)
+    batches = [drawn(8, height=8, width=8, epoch=e) for e in (epoch, later)]
+    (x, wanted), (again, wanted_again) = (made(batch) for batch in batches)
+    if made.sight(batches[0]) == made.sight(batches[1]):
+        assert torch.equal(x, again)
+        assert torch.equal(wanted, wanted_again)
+    else:
+        assert x.shape != again.shape or not torch.equal(x, again)
+
+
+def test_without_views_every_epoch_is_seen_anew() -> None:
+    made = batcher(PLAIN)
+    assert len({made.sight(drawn(8, epoch=epoch, step=step)) for epoch in range(7) for step in range(3)}) == 21
+
+
+def test_views_need_an_order() -> None:
+    with pytest.raises(UserError, match=r"kd_views needs a set with an order, and shards have none"):
+        batcher(replace(PLAIN, kd_views=2))(replace(drawn(8), index=None))

@@ -133,6 +133,15 @@ def test_every_epoch_and_every_seed_has_another_order() -> None:
     assert len(orders) == 9
 
 
+def test_with_views_an_epoch_has_the_order_of_the_one_it_repeats() -> None:
+    recipe = Recipe(batch_size=5, kd_views=3)
+    found = list(islice(places(20, recipe, Share(), seed=4, start=0), 4 * 8))
+    assert [place.epoch for place in found] == [k // 4 for k in range(32)]
+    order = torch.stack([place.index for place in found]).reshape(8, 20)
+    for epoch in range(8):
+        assert order[epoch].tolist() == torch.randperm(20, generator=generator(4, epoch % 3)).tolist()
+
+
 def test_over_the_epochs_no_image_is_always_left_out() -> None:
     seen = [number for one in drawn(numbered(10), 6, Share(), steps=30) for number in shown(one)]
     assert set(seen) == set(range(10))
@@ -140,7 +149,7 @@ def test_over_the_epochs_no_image_is_always_left_out() -> None:
 
 def test_places_are_the_same_for_any_images() -> None:
     """What a folder of pictures draws its batches with is what images in memory are drawn with."""
-    found = islice(places(17, 4, Share(1, 2), seed=9, start=6), 5)
+    found = islice(places(17, Recipe(batch_size=4), Share(1, 2), seed=9, start=6), 5)
     memory = drawn(numbered(17), 4, Share(1, 2), steps=5, seed=9, start=6)
     assert [(place.epoch, place.step, place.index.tolist()) for place in found] == [
         (one.epoch, one.step, shown(one)) for one in memory

@@ -25,6 +25,7 @@ from ghostnets.training.feed import MemoryFeed
 from ghostnets.training.loop import CHECKPOINTS, Run, Trained, train
 from ghostnets.training.recipe import Recipe
 from ghostnets.training.source import Source
+from ghostnets.training.teacher import Teacher
 
 SCRIPT = Path(__file__).with_name("small_run.py")
 PLAIN = Recipe(epochs=3, batch_size=8, lr=0.1, momentum=0.9, weight_decay=0.01, hflip="none", channels_last=False)
@@ -132,6 +133,29 @@ def test_a_teacher_alone_is_imitated(source: Source, tmp_path: Path) -> None:
         ours, wanted, start = (net(x).softmax(1) for net in (done.model, teacher, small))
     assert float((ours - wanted).abs().mean()) < 0.1 * float((start - wanted).abs().mean())
     assert not any(p.grad is not None for p in teacher.parameters())
+
+
+@pytest.mark.parametrize("features", [0.0, 0.3])
+def test_a_teacher_that_remembers_teaches_the_same(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, features: float
+) -> None:
+    """Against one that is asked every time; four batches of two parts in each of two views of three sizes and mixtures."""
+    asked: list[Tensor] = []
+    pooled = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(20, 3))
+    teacher = copy.deepcopy(pooled)
+    teacher.register_forward_hook(lambda _module, inputs, _output: asked.append(inputs[0]))
+    recipe = replace(
+        PLAIN, epochs=8, kd_views=2, kd_features=features, mixup=0.5, mixup_off_epoch=6, low_res=0.7, low_res_until=0.5, grad_accum_steps=2
+    )  # fmt: skip
+    done = [go(pooled, recipe, source, tmp_path / "remembers", teacher=teacher)]
+    if features:
+        del asked[0]  # the one that shows how wide it is
+    assert len(asked) == 4 * 2 * 2 * 3
+    monkeypatch.setattr(Teacher, "__call__", lambda self, images, _sight: self.network(images))
+    done.append(go(pooled, recipe, source, tmp_path / "asked", teacher=teacher))
+    assert len(asked) == 4 * 2 * (2 * 3 + 8) + bool(features)
+    same(done[0].model.state_dict(), done[1].model.state_dict())
+    assert done[0].history[-1]["loss"] == done[1].history[-1]["loss"]
 
 
 class Bomb(nn.Module):

@@ -97,7 +97,7 @@ def test_every_picture_of_the_whole_batches_comes_once_an_epoch(ten: FilePicture
     ]
     expected = [
         (place.epoch, place.step, number)
-        for place in islice(places(10, 4, Share(), seed=3, start=0), 4)
+        for place in islice(places(10, Recipe(batch_size=4), Share(), seed=3, start=0), 4)
         for number in place.index.tolist()
     ]
     assert sorted(batches) == sorted(expected)

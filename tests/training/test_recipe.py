@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -76,6 +76,7 @@ recipes = st.builds(
 
 @settings(max_examples=60)
 @given(recipes)
+@example(Recipe(kd_model="0E0"))
 def test_any_recipe_comes_back_from_its_own_words(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> None:
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     path.write_bytes(as_yaml(recipe).encode())
@@ -170,6 +171,7 @@ def test_a_file_that_makes_no_recipe_is_refused_in_one_sentence(
         ("drop", 1.0, "drop 1 must lie"),
         ("reprob", 1.5, "reprob 1.5 must lie between 0 and 1"),
         ("kd_temperature", 0.0, "kd_temperature 0 must lie"),
+        ("kd_views", -1, "kd_views -1 must lie"),
         ("kd_alpha", -1.0, "kd_alpha -1 must lie"),
         ("clip_grad", 0.0, "clip_grad 0 must lie"),
         ("model_ema_decay", 1.1, "model_ema_decay 1.1 must lie"),

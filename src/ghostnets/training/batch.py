@@ -41,6 +41,11 @@ def low_res(recipe: Recipe, epoch: int) -> float:
     return (1 + recipe.low_res) / 2 if halfway else recipe.low_res
 
 
+def mixes(recipe: Recipe, epoch: int) -> bool:
+    """Whether images may be mixed in this epoch."""
+    return recipe.mixup_off_epoch is None or epoch < recipe.mixup_off_epoch
+
+
 @dataclass(frozen=True)
 class Batcher:
     """Crops, mirrors, normalises, erases and mixes a process's share of a batch, as the recipe says."""
@@ -66,8 +71,12 @@ class Batcher:
             raise UserError(
                 f"label {int(odd[0])} does not fit {self.classes} classes: labels are 0 to {self.classes - 1}"
             )
+        if recipe.kd_views and drawn.index is None:
+            raise UserError("recipe: kd_views needs a set with an order, and shards have none: leave it out")
         part = self.share.of(recipe.batch_size)
-        draw = Draw(generator(self.seed, 1, drawn.epoch, drawn.step), recipe.batch_size, part.start, part.stop)
+        draw = Draw(
+            generator(self.seed, 1, recipe.view(drawn.epoch), drawn.step), recipe.batch_size, part.start, part.stop
+        )
         padding = self.augment.padding if recipe.padding is None else recipe.padding
         pixels = drawn.pixels
         if recipe.aa is not None and self.in_memory:
@@ -79,9 +88,14 @@ class Batcher:
         x = erased(x, recipe.reprob, draw)
         x = shrunk(x, low_res(recipe, drawn.epoch))
         wanted = targets(drawn.labels, self.classes, recipe.smoothing)
-        if recipe.mixup_off_epoch is not None and drawn.epoch >= recipe.mixup_off_epoch:
+        if not mixes(recipe, drawn.epoch):
             return x, wanted
         return mixed(x, wanted, mixup_alpha=recipe.mixup, cutmix_alpha=recipe.cutmix, draw=draw)
+
+    def sight(self, drawn: Drawn) -> tuple[int, int, float, bool]:
+        """What the images of a batch depend on: a later batch of which it is the same has the same images."""
+        epoch = drawn.epoch
+        return self.recipe.view(epoch), drawn.step, low_res(self.recipe, epoch), mixes(self.recipe, epoch)
 
     def _flip(self, drawn: Drawn) -> bool | Tensor:
         """Whether images may be mirrored, or which of them are.
@@ -99,11 +113,11 @@ class Batcher:
         first = torch.from_numpy(
             np.random.default_rng(seed_of(self.seed, 3)).integers(2, size=int(drawn.index.max()) + 1)
         )
-        return (first[drawn.index] + drawn.epoch) % 2 == 1
+        return (first[drawn.index] + self.recipe.view(drawn.epoch)) % 2 == 1
 
     def _changed(self, drawn: Drawn) -> Tensor:
         assert self.recipe.aa is not None
         change = rand_augment(self.recipe.aa)
         index = range(len(drawn.pixels)) if drawn.index is None else drawn.index.tolist()
-        seeds = [seed_of(self.seed, 4, drawn.epoch, k) for k in index]
+        seeds = [seed_of(self.seed, 4, self.recipe.view(drawn.epoch), k) for k in index]
         return torch.stack([change(image, seed) for image, seed in zip(drawn.pixels, seeds, strict=True)])

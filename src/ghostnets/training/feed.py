@@ -90,16 +90,20 @@ class Place:
     epoch: int
     step: int
     index: Tensor
+    view: int
+    """The epoch whose draws it has."""
 
 
-def places(count: int, batch_size: int, share: Share, *, seed: int, start: int) -> Iterator[Place]:
+def places(count: int, recipe: Recipe, share: Share, *, seed: int, start: int) -> Iterator[Place]:
     """Without end, this process's share of every batch of a set with an order."""
+    batch_size = recipe.batch_size
     steps = steps_per_epoch(count, batch_size)
     epoch, step = divmod(start, steps)
     while True:
-        order = torch.randperm(count, generator=generator(seed, epoch))
+        view = recipe.view(epoch)
+        order = torch.randperm(count, generator=generator(seed, view))
         while step < steps:
-            yield Place(epoch, step, order[step * batch_size : (step + 1) * batch_size][share.of(batch_size)])
+            yield Place(epoch, step, order[step * batch_size : (step + 1) * batch_size][share.of(batch_size)], view)
             step += 1
         epoch, step = epoch + 1, 0
 
@@ -127,7 +131,7 @@ class MemoryFeed:
     def training(self, recipe: Recipe, share: Share, *, seed: int, start: int) -> Iterator[Drawn]:
         labels = self.images.labels
         assert labels is not None
-        for place in places(len(self), recipe.batch_size, share, seed=seed, start=start):
+        for place in places(len(self), recipe, share, seed=seed, start=start):
             yield Drawn(self.images.pixels[place.index], labels[place.index], place.epoch, place.step, place.index)
 
     def testing(self, batch_size: int, share: Share) -> Iterator[tuple[Tensor, Tensor]]:

@@ -37,11 +37,12 @@ from ghostnets.training.ghost_tail import quickened
 from ghostnets.training.history import write_history
 from ghostnets.training.losses import cross_entropy, distillation, feature_error
 from ghostnets.training.optimizer import make_optimizer, parameter_groups
-from ghostnets.training.pupil import Pupil, Watched, head_of, widths
+from ghostnets.training.pupil import Pupil, head_of, widths
 from ghostnets.training.recipe import Recipe
 from ghostnets.training.schedule import rate
 from ghostnets.training.source import Source
 from ghostnets.training.sync_norm import synchronised
+from ghostnets.training.teacher import Teacher
 
 CHECKPOINTS = "checkpoints"
 CHECKPOINT_SECONDS = 60.0
@@ -138,19 +139,20 @@ class _Loop:
         self.average = Average(self.network, recipe.model_ema_decay) if recipe.model_ema_decay is not None else None
         self.head = head_of(self.network)
         device = accelerator.device
+        compared = recipe.kd_features > 0
+        repeats = 0 < recipe.kd_views < recipe.epochs
         self.teacher = (
-            Watched(copy.deepcopy(run.teacher).eval().requires_grad_(False)) if run.teacher is not None else None
+            Teacher(run.teacher, device, remembers=repeats, features=compared) if run.teacher is not None else None
         )
-        compared = self.teacher is not None and recipe.kd_features > 0
         both = (
-            widths(self.network, self.teacher, run.source.input_size) if self.teacher is not None and compared else None
+            widths(self.network, self.teacher.network, run.source.input_size)
+            if self.teacher is not None and compared
+            else None
         )
         torch.manual_seed(seed_of(run.seed, 6))  # of the adapter's first weights
         self.pupil = Pupil(self.network, both)
         if recipe.channels_last:
             self.pupil.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        if self.teacher is not None:
-            self.teacher.to(device)
         groups = parameter_groups(self.network, self.head, recipe)
         groups += parameter_groups(self.pupil.adapter, self.pupil.adapter, recipe)
         self.pupil.to(device)
@@ -208,7 +210,7 @@ class _Loop:
         for k, (images, answers) in enumerate(parts):
             last = k == len(parts) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.ready):
-                loss = self._loss(images, answers)
+                loss = self._loss(images, answers, (k, *self.batcher.sight(drawn)))
                 self.accelerator.backward(loss / len(parts))
             total += float(loss.detach()) / len(parts)
         self._check(total)
@@ -223,7 +225,7 @@ class _Loop:
         self.losses.append(total)
         self.run.progress("training", self.step_count, self.total)
 
-    def _loss(self, images: Tensor, answers: Tensor) -> Tensor:
+    def _loss(self, images: Tensor, answers: Tensor, sight: tuple[Any, ...]) -> Tensor:
         recipe = self.recipe
         images, answers = images.to(self.accelerator.device), answers.to(self.accelerator.device)
         if recipe.channels_last:
@@ -232,8 +234,8 @@ class _Loop:
         loss = cross_entropy(logits, answers)
         if self.teacher is None:
             return loss
-        with torch.no_grad(), self.accelerator.autocast():
-            said, wanted = self.teacher(images)
+        with self.accelerator.autocast():
+            said, wanted = self.teacher(images, sight)
         loss = (1 - recipe.kd_alpha) * loss + recipe.kd_alpha * distillation(logits, said, recipe.kd_temperature)
         if read is not None:
             loss = loss + recipe.kd_features * feature_error(read, wanted)

@@ -153,7 +153,7 @@ class PictureFeed:
 
     def training(self, recipe: Recipe, share: Share, *, seed: int, start: int) -> Iterator[Drawn]:
         decoder = _Decoder(self.pictures, self._cutter(recipe), seed, self.max_bad + 1)
-        batches = places(len(self), recipe.batch_size, share, seed=seed, start=start)
+        batches = places(len(self), recipe, share, seed=seed, start=start)
         for epoch, step, index, pixels, labels, broken in loader(decoder, self.workers, batches):
             self._count(broken)
             if len(labels) < len(index):
@@ -163,7 +163,7 @@ class PictureFeed:
     def testing(self, batch_size: int, share: Share) -> Iterator[tuple[Tensor, Tensor]]:
         decoder = _Decoder(self.pictures, self._cutter(None), 0, 1)
         own = torch.arange(len(self))[share.of(len(self))]
-        batches = (Place(0, step, index) for step, index in enumerate(own.split(batch_size)) if len(index))
+        batches = (Place(0, step, index, 0) for step, index in enumerate(own.split(batch_size)) if len(index))
         for _, _, _, pixels, labels, broken in loader(decoder, self.workers, batches):
             self._count(broken)
             if len(labels):
@@ -198,7 +198,7 @@ class _Decoder(Dataset[Decoded]):
                 if chosen in broken:
                     continue
                 try:
-                    seed = seed_of(self.seed, 4, place.epoch, chosen)
+                    seed = seed_of(self.seed, 4, place.view, chosen)
                     image = self.cutter(partial(self.pictures.open, chosen), seed)
                     label = self.pictures.label(chosen)
                 except Exception as error:  # noqa: BLE001 - decoders raise nearly anything on a damaged file

@@ -108,6 +108,8 @@ class Recipe:
     """Of both answers' softmax, where they are compared."""
     kd_features: float = 0.0
     """Weight of the error of what the classifier reads, against the teacher's."""
+    kd_views: int = 0
+    """Draw images in so many epochs only: later ones repeat them, and what the teacher said is remembered (0: draw always)."""
 
     amp_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the convolutions and linear layers while training."""
@@ -140,6 +142,12 @@ class Recipe:
                 f"recipe: warmup_epochs {self.warmup_epochs:g} must not be more than epochs {self.epochs:g}"
             )
 
+    def view(self, epoch: int) -> int:
+        """The epoch whose order, crops and mixtures this one has: its own, or with kd_views the one that it repeats
+        (Shen and Xing, arXiv:2112.01528).
+        """
+        return epoch % self.kd_views if self.kd_views else epoch
+
 
 _RANGES = (
     ("epochs", 1e-6, 1e6),
@@ -153,6 +161,7 @@ _RANGES = (
     ("layer_decay", 1e-3, 1),
     ("low_res", 0.1, 1),
     ("padding", 0, 512),
+    ("kd_views", 0, 1e6),
 )
 
 
@@ -160,9 +169,14 @@ class _Loader(yaml.SafeLoader):
     """As YAML 1.2 has it, ``1e-3`` is a number: PyYAML, which reads 1.1, wants ``1.0e-3``."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes a word that ``_Loader`` would read as a number."""
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+    )
 
 
 def recipe_names() -> list[str]:
@@ -208,4 +222,4 @@ def _hint(word: str, known: Sequence[str]) -> str:
 
 def as_yaml(recipe: Recipe) -> str:
     """The recipe as a file that ``load_recipe`` reads, every knob written out."""
-    return yaml.safe_dump(to_json(recipe), sort_keys=False, allow_unicode=True)
+    return yaml.dump(to_json(recipe), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
