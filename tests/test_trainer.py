@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
 import ghostnets
 from ghostnets.errors import MissingExtra, UserError
@@ -132,6 +133,40 @@ def test_a_teacher_may_come_from_a_file_and_must_fit(tmp_path: Path) -> None:
     assert train(request, tmp_path / "run") is not None
     with pytest.raises(UserError, match="does not take images of 32×32 with 3 channels"):
         train(replace(request, in_chans=3), tmp_path / "other")
+
+
+class Particular(nn.Module):
+    """Takes images of 32×32 or 24×24 alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[2] not in {24, 32}:
+            raise ValueError(f"no {x.shape[2]}")
+        return self.linear(x[:, :, :2, :2].flatten(1))
+
+
+@pytest.mark.parametrize("who", ["network", "teacher"])
+@pytest.mark.parametrize(("share", "grows", "size"), [(0.5, True, 16), (0.75, True, 28), (0.75, False, None)])
+def test_images_too_small_for_the_network_are_refused(
+    tmp_path: Path, who: str, share: float, size: int | None, *, grows: bool
+) -> None:
+    """Growing, three quarters become seven eighths."""
+    file = f"{Path(__file__)}:Particular"
+    recipe = replace(RECIPE, epochs=2, low_res=share, low_res_until=1.0, low_res_grows=grows)
+    request = replace(REQUEST, model=file) if who == "network" else REQUEST
+    request = replace(request, recipe=replace(recipe, kd_model=None if who == "network" else file))
+    if size is None:
+        assert train(request, tmp_path / "run", max_steps=1) is None
+        return
+    message = (
+        f"low_res {share} makes images of {size}×{size}, and the {who} does not take them: no {size}: write low_res 1"
+    )
+    with pytest.raises(UserError, match=message):
+        train(request, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_views_without_a_teacher_are_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from ghostnets.prediction import load_classifier
 from ghostnets.pretrained import build, is_file, is_saved, located, read_config, save_pretrained, save_trained_on
 from ghostnets.records import SCHEMA, Quality, TrainRecord, from_json, read_json, to_json, write_json, write_text
 from ghostnets.report.page import write_report
+from ghostnets.training.batch import low_res, shrunk
 from ghostnets.training.checkpoint import checkpoints
 from ghostnets.training.data import NAMES
 from ghostnets.training.feed import Share
@@ -139,7 +141,11 @@ def _prepared(
             _take(out, request, resume=resume)
         source = open_source(asked(request), told=lambda text: say({"event": "note", "text": text}))
         check_shares(len(source.train), request.recipe, accelerator.num_processes)
-        return source, network(request, source), teacher_of(request.recipe, source)
+        model, teacher = network(request, source), teacher_of(request.recipe, source)
+        for who, one in (("network", model), ("teacher", teacher)):
+            if one is not None:
+                _fits_small(who, one, request.recipe, source)
+        return source, model, teacher
 
     source, model, teacher = _agreed(accelerator, found)
     for note in source.notes:
@@ -280,6 +286,21 @@ def read_request(out: Path) -> TrainRequest:
     if not (out / REQUEST).is_file():
         raise UserError(f"{out} holds no training run to go on with (there is no {REQUEST})")
     return from_json(TrainRequest, read_json(out / REQUEST))
+
+
+def _fits_small(who: str, model: nn.Module, recipe: Recipe, source: Source) -> None:
+    """Raises UserError where the network does not take the images as small as the recipe first shows them."""
+    for share in sorted({low_res(recipe, epoch) for epoch in range(math.ceil(recipe.epochs))} - {1.0}):
+        images = shrunk(torch.zeros(1, *source.input_size), share)
+        try:
+            with evaluating(model), torch.no_grad():
+                model(images)
+        except (RuntimeError, ValueError) as error:
+            height, width = images.shape[2:]
+            raise UserError(
+                f"recipe: low_res {recipe.low_res:g} makes images of {height}×{width}, and the {who} does not take "
+                f"them: {first_line(error)}: write low_res 1"
+            ) from error
 
 
 def _fits(model: nn.Module, source: Source) -> None:
