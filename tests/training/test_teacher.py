@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from ghostnets.training.teacher import Teacher
 
-CPU = torch.device("cpu")
-
 
 class Counted(nn.Module):
     """Counts its calls, in a list that copies of it share."""
@@ -41,7 +39,7 @@ def images(seed: int) -> Tensor:
 @pytest.mark.parametrize("remembers", [False, True])
 def test_it_says_what_its_network_says_in_inference(network: Counted, *, remembers: bool) -> None:
     before = copy.deepcopy(network.state_dict())
-    teacher = Teacher(network.train(), CPU, remembers=remembers, features=True)
+    teacher = Teacher(network.train(), remembers=remembers, features=True)
     for _ in range(2):
         for k in range(3):
             logits, read = teacher(images(k), k)
@@ -55,7 +53,7 @@ def test_it_says_what_its_network_says_in_inference(network: Counted, *, remembe
 
 @pytest.mark.parametrize(("remembers", "asked"), [(False, 6), (True, 2)])
 def test_it_is_asked_once_a_sight(network: Counted, asked: int, *, remembers: bool) -> None:
-    teacher = Teacher(network, CPU, remembers=remembers, features=False)
+    teacher = Teacher(network, remembers=remembers, features=False)
     for _ in range(3):
         for sight in ((0, 1, 1.0, True), (0, 1, 0.5, True)):
             teacher(images(0), sight)
@@ -63,6 +61,6 @@ def test_it_is_asked_once_a_sight(network: Counted, asked: int, *, remembers: bo
 
 
 def test_features_that_nobody_compares_are_not_kept(network: Counted) -> None:
-    teacher = Teacher(network, CPU, remembers=True, features=False)
+    teacher = Teacher(network, remembers=True, features=False)
     for _ in range(2):
         assert teacher(images(0), 0)[1].shape == (5, 0)

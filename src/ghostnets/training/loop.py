@@ -141,9 +141,7 @@ class _Loop:
         device = accelerator.device
         compared = recipe.kd_features > 0
         repeats = 0 < recipe.kd_views < recipe.epochs
-        self.teacher = (
-            Teacher(run.teacher, device, remembers=repeats, features=compared) if run.teacher is not None else None
-        )
+        self.teacher = Teacher(run.teacher, remembers=repeats, features=compared) if run.teacher is not None else None
         both = (
             widths(self.network, self.teacher.network, run.source.input_size)
             if self.teacher is not None and compared
@@ -153,6 +151,8 @@ class _Loop:
         self.pupil = Pupil(self.network, both)
         if recipe.channels_last:
             self.pupil.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        if self.teacher is not None:
+            self.teacher.network.to(device)
         groups = parameter_groups(self.network, self.head, recipe)
         groups += parameter_groups(self.pupil.adapter, self.pupil.adapter, recipe)
         self.pupil.to(device)

@@ -22,8 +22,8 @@ class Teacher:
     times K classes (and D features, where they are compared) numbers of two bytes, or of four in float32.
     """
 
-    def __init__(self, network: nn.Module, device: torch.device, *, remembers: bool, features: bool) -> None:
-        self.network = Watched(copy.deepcopy(network).eval().requires_grad_(False)).to(device)
+    def __init__(self, network: nn.Module, *, remembers: bool, features: bool) -> None:
+        self.network = Watched(copy.deepcopy(network).eval().requires_grad_(False))
         self.remembers, self.features = remembers, features
         self._said: dict[Hashable, Answers] = {}
 
