@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ghostnets.errors import UserError
 from ghostnets.training import batch as module
-from ghostnets.training.batch import Batcher
+from ghostnets.training.batch import Batcher, low_res
 from ghostnets.training.data import Augment, Images, normalise
 from ghostnets.training.draw import generator, seed_of
 from ghostnets.training.feed import Drawn, MemoryFeed, Share
@@ -261,24 +261,30 @@ def test_the_smallest_image_still_has_a_pixel() -> None:
 
 @settings(max_examples=60)
 @given(
-    views=st.integers(1, 5), epoch=st.integers(0, 12), later=st.integers(0, 12),
+    views=st.integers(1, 5), epoch=st.integers(0, 12), again=st.integers(0, 6),
     hflip=st.sampled_from(["none", "random", "alternate"]), off=st.sampled_from([None, 4.0]), grows=st.booleans(),
 )  # fmt: skip
 def test_equal_sights_promise_equal_images(
-    views: int, epoch: int, later: int, hflip: Any, off: float | None, *, grows: bool
+    views: int, epoch: int, again: int, hflip: Any, off: float | None, *, grows: bool
 ) -> None:
     recipe = replace(
         PLAIN, epochs=13, padding=1, hflip=hflip, reprob=0.5, mixup=0.4, cutmix=0.4, mixup_off_epoch=off, aa="rand-m9-n1",
         low_res=0.5, low_res_until=0.5, low_res_grows=grows, kd_views=views,
     )  # fmt: skip
     made = batcher(recipe)
-    batches = [drawn(8, height=8, width=8, epoch=e) for e in (epoch, later)]
-    (x, wanted), (again, wanted_again) = (made(batch) for batch in batches)
+    batches = [drawn(8, height=8, width=8, epoch=e) for e in (epoch, epoch + views * again)]
     if made.sight(batches[0]) == made.sight(batches[1]):
-        assert torch.equal(x, again)
-        assert torch.equal(wanted, wanted_again)
-    else:
-        assert x.shape != again.shape or not torch.equal(x, again)
+        for one, other in zip(*map(made, batches), strict=True):
+            assert torch.equal(one, other)
+    else:  # of the same view: so the size has changed, or the images are no longer mixed
+        assert [low_res(recipe, e) for e in (batches[0].epoch, batches[1].epoch)] != [1.0, 1.0] or off is not None
+
+
+def test_a_view_is_another_one_in_another_size_and_without_mixing() -> None:
+    recipe = replace(PLAIN, epochs=12, low_res=0.5, low_res_until=0.5, mixup=0.4, mixup_off_epoch=9, kd_views=2)
+    sights = [batcher(recipe).sight(drawn(8, epoch=epoch, step=1)) for epoch in range(12)]
+    small, whole, plain = ([(view, 1, *rest) for view in (0, 1)] for rest in ((0.5, True), (1.0, True), (1.0, False)))
+    assert sights == [*small * 3, *whole, whole[0], plain[1], *plain]
 
 
 def test_without_views_every_epoch_is_seen_anew() -> None:
