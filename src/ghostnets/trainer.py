@@ -288,32 +288,29 @@ def read_request(out: Path) -> TrainRequest:
     return from_json(TrainRequest, read_json(out / REQUEST))
 
 
+def _answer(model: nn.Module, images: torch.Tensor, refusal: str, remedy: str = "") -> Any:
+    """What the network says of images. Raises UserError, with its reason between the two, where it does not take them."""
+    try:
+        with evaluating(model), torch.no_grad():
+            return model(images)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{refusal}: {first_line(error)}{remedy}") from error
+
+
 def _fits_small(who: str, model: nn.Module, recipe: Recipe, source: Source) -> None:
-    """Raises UserError where the network does not take the images as small as the recipe first shows them."""
+    """Raises UserError where the network does not take the images in every size that the recipe shows them in."""
     for share in sorted({low_res(recipe, epoch) for epoch in range(math.ceil(recipe.epochs))} - {1.0}):
         images = shrunk(torch.zeros(1, *source.input_size), share)
-        try:
-            with evaluating(model), torch.no_grad():
-                model(images)
-        except (RuntimeError, ValueError) as error:
-            height, width = images.shape[2:]
-            raise UserError(
-                f"recipe: low_res {recipe.low_res:g} makes images of {height}×{width}, and the {who} does not take "
-                f"them: {first_line(error)}: write low_res 1"
-            ) from error
+        height, width = images.shape[2:]
+        made = f"recipe: low_res {recipe.low_res:g} makes images of {height}×{width}"
+        _answer(model, images, f"{made}, and the {who} does not take them", ": write low_res 1")
 
 
 def _fits(model: nn.Module, source: Source) -> None:
     """Raises UserError where the network does not take the images or tells other classes apart."""
-    try:
-        with evaluating(model), torch.no_grad():
-            logits: Any = model(torch.zeros(1, *source.input_size))
-    except (RuntimeError, ValueError) as error:
-        said = first_line(error)
-        channels, height, width = source.input_size
-        raise UserError(
-            f"the network does not take images of {height}×{width} with {channels} channels: {said}"
-        ) from error
+    channels, height, width = source.input_size
+    refusal = f"the network does not take images of {height}×{width} with {channels} channels"
+    logits = _answer(model, torch.zeros(1, *source.input_size), refusal)
     classes = len(source.classes)
     if not isinstance(logits, torch.Tensor) or logits.shape != (1, classes):
         shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__

@@ -206,11 +206,12 @@ class _Loop:
             frozen = epoch < recipe.head_epochs and not group["head"]
             group["lr"] = 0.0 if frozen else rate(recipe, epoch) * group["scale"]
         parts = list(zip(x.chunk(recipe.grad_accum_steps), wanted.chunk(recipe.grad_accum_steps), strict=True))
+        sight = self.batcher.sight(drawn)
         total = 0.0
         for k, (images, answers) in enumerate(parts):
             last = k == len(parts) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.ready):
-                loss = self._loss(images, answers, (k, *self.batcher.sight(drawn)))
+                loss = self._loss(images, answers, (k, *sight))
                 self.accelerator.backward(loss / len(parts))
             total += float(loss.detach()) / len(parts)
         self._check(total)
