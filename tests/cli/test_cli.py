@@ -227,6 +227,10 @@ REFUSED = {
     ),
     "mean of another length": ("--mean 0.1,0.2", "mean 0.1,0.2 has 2 figures for 1 channels: give 1"),
     "mean of words": ("--mean grey", "--mean 'grey' is not understood: .*"),
+    "size in two words": (
+        "--input-size 64 64",
+        r"no place for '64': a list is one word with commas \(--input-size 224,224\), and ghostnets upgrade --help .*",
+    ),
     "size of words": ("--input-size big", "--input-size 'big' is not understood: .* 224,224"),
     "nothing to upgrade": (
         "--model small.py:build --data digits",

@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 from ghostnets import __version__
 from ghostnets.cli.bench import bench
@@ -72,9 +72,19 @@ def _run(words: list[str], *, debug: bool) -> int:
     except (GhostnetsError, CycloptsError) as error:
         if debug:
             traceback.print_exc()
-        _say(str(error))
+        _say(_too_many(error) if isinstance(error, UnusedCliTokensError) else str(error))
         return BAD_INPUT if isinstance(error, UserError | CycloptsError) else FAILED
     return OK
+
+
+def _too_many(error: UnusedCliTokensError) -> str:
+    """A list of timm's is several words, ``--input-size 3 224 224``; one of ours is one, and cyclopts does not say so."""
+    words = ", ".join(repr(word) for word in error.unused_tokens or ())
+    verb = " ".join(["ghostnets", *(error.command_chain or ())])
+    return (
+        f"no place for {words}: a list is one word with commas (--input-size 224,224), "
+        f"and {verb} --help shows what is taken"
+    )
 
 
 def _say(text: str) -> None:
