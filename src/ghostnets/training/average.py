@@ -17,15 +17,16 @@ def decay_at(decay: float, step: int) -> float:
 
 
 class Average:
-    """``model`` is the average so far; ``update_`` takes one step of another network into it."""
+    """``model`` is the average so far of ``network``, which is followed: ``update_`` takes its last step in."""
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.model = copy.deepcopy(network).requires_grad_(False)
         self.decay = decay
+        self.places = list(zip(_places(self.model), _places(network), strict=True))
 
-    def update_(self, network: nn.Module, step: int) -> None:
+    def update_(self, step: int) -> None:
         """After the ``step``-th step, counted from 1."""
-        pairs = list(zip(_tensors(self.model), _tensors(network), strict=True))
+        pairs = [(getattr(*own), getattr(*new)) for own, new in self.places]
         averaged = [(own, new) for own, new in pairs if own.is_floating_point()]
         if averaged:
             own, new = map(list, zip(*averaged, strict=True))
@@ -35,6 +36,13 @@ class Average:
                 own.copy_(new)
 
 
-def _tensors(network: nn.Module) -> Iterator[Tensor]:
-    """Every one once, under however many names it stands."""
-    return chain(network.parameters(), network.buffers())
+def _places(network: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """Where every tensor lies, once under however many names it stands. To look for them at every step would take longer
+    than to average them; a module may put another tensor in the place.
+    """
+    seen: set[Tensor] = set()
+    for module in network.modules():
+        for name, tensor in chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False)):
+            if tensor not in seen:
+                seen.add(tensor)
+                yield module, name

@@ -222,7 +222,7 @@ class _Loop:
         self.optimizer.zero_grad()
         self.step_count += 1
         if self.average is not None:
-            self.average.update_(self.network, self.step_count)
+            self.average.update_(self.step_count)
         self.losses.append(total)
         self.run.progress("training", self.step_count, self.total)
 
