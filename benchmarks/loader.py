@@ -41,6 +41,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=30)
     arguments = parser.parse_args()
+    if arguments.steps < 2:
+        parser.error(f"--steps {arguments.steps} must be at least 2: the first one warms up")
     torch.set_num_threads(arguments.threads)
     source = open_source(Asked(data=arguments.data, data_dir=arguments.data_dir, workers=arguments.workers, max_bad=50))
     print("| recipe | loader, images/s | training, images/s | ratio |\n|---|---:|---:|---:|")
@@ -83,7 +85,7 @@ def training(model: str, source: Source, recipe: Recipe, steps: int) -> float:
             progress=lambda _what, _done, _total: moments.append(time.perf_counter()),
         )  # fmt: skip
         train(network, recipe, run, make_accelerator(recipe))
-    half = len(moments) // 2
+    half = (len(moments) - 1) // 2
     return (len(moments) - 1 - half) * recipe.batch_size / (moments[-1] - moments[half])
 
 

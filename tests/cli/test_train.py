@@ -139,6 +139,7 @@ def test_max_steps_stops_and_resume_goes_on(tmp_path: Path) -> None:
 def test_the_same_command_runs_in_two_processes(tmp_path: Path) -> None:
     done = run(tmp_path, *SHORT, "--out", "run", "--sync-bn", "--json", processes=2)
     assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
     record = json.loads(done.stdout)
     assert record["quality"]["images"] == 360
     assert done.stderr.count("epoch 1, loss") == 1

@@ -11,6 +11,7 @@ import copy
 import hashlib
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -158,7 +159,9 @@ class _Loop:
         self.pupil.to(device)
         self.ready: Any
         self.optimizer: Any
-        self.ready, self.optimizer = accelerator.prepare(self.pupil, make_optimizer(groups, recipe))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)  # Accelerate has no newer word for it
+            self.ready, self.optimizer = accelerator.prepare(self.pupil, make_optimizer(groups, recipe))
         if self.average is not None:
             self.average.model.to(device)
         self.batcher = Batcher(
