@@ -160,7 +160,9 @@ class _Loop:
         self.ready: Any
         self.optimizer: Any
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)  # Accelerate has no newer word for it
+            warnings.filterwarnings(
+                "ignore", "`broadcast_buffers`", FutureWarning
+            )  # Accelerate has no newer word for it
             self.ready, self.optimizer = accelerator.prepare(self.pupil, make_optimizer(groups, recipe))
         if self.average is not None:
             self.average.model.to(device)
