@@ -159,10 +159,8 @@ class _Loop:
         self.pupil.to(device)
         self.ready: Any
         self.optimizer: Any
-        with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", "`broadcast_buffers`", FutureWarning
-            )  # Accelerate has no newer word for it
+        with warnings.catch_warnings():  # Accelerate has no newer word for it
+            warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
             self.ready, self.optimizer = accelerator.prepare(self.pupil, make_optimizer(groups, recipe))
         if self.average is not None:
             self.average.model.to(device)
