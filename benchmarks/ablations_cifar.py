@@ -59,7 +59,7 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="ghost_resnet20")
-    parser.add_argument("--recipe", default="cifar10-fast")
+    parser.add_argument("--recipe", default=str(Path(__file__).with_suffix(".yaml")), help="a name or a file")
     parser.add_argument("--epochs", type=float, default=None, help="instead of the recipe's")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--data-dir", type=Path, default=None)
@@ -93,13 +93,13 @@ def train(arguments: argparse.Namespace, row: str, seed: int) -> None:
 
 def place(arguments: argparse.Namespace, row: str, seed: int) -> Path:
     """A run's folder."""
-    return arguments.out / f"{arguments.model}-{arguments.recipe}-{row.replace(' ', '-')}-{seed}"
+    return arguments.out / f"{arguments.model}-{Path(arguments.recipe).stem}-{row.replace(' ', '-')}-{seed}"
 
 
 def table(arguments: argparse.Namespace, title: str, rows: tuple[Row, ...]) -> str:
     """Mean and spread over the seeds that are there."""
     lines = [
-        f"{title} ({arguments.model}, recipe {arguments.recipe})",
+        f"{title} ({arguments.model}, recipe {Path(arguments.recipe).stem})",
         "",
         "| row | params | MACs | top-1 % | n | paper (VGG-16) |",
         "|---|---:|---:|---:|---:|---:|",
