@@ -16,6 +16,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -72,6 +73,13 @@ with `recipe.yaml`:
 
 ```yaml
 {recipe}```
+{teacher}"""
+
+TEACHER = """
+and `{file}`:
+
+```python
+{source}```
 """
 
 
@@ -137,7 +145,8 @@ def card(record: TrainRecord, recipe: Recipe, config: Config, quality: Quality, 
         top1=quality.top1, top5=quality.top5, nll=quality.nll, ece=quality.ece,
         params=record.params / 1e6, macs=record.macs / 1e6, mean=_figures(config.mean), std=_figures(config.std),
         kib=len(contents) // 1024, sha256=hashlib.sha256(contents).hexdigest(), epochs=record.epochs, hours=record.seconds / 3600,
-        speed=record.images_per_second, recipe=_turned(recipe), machine=_machine(record), taught=f", taught by {recipe.kd_model}" if recipe.kd_model else "",
+        speed=record.images_per_second, recipe=_turned(recipe), machine=_machine(record),
+        taught=f", taught by `{_named(recipe.kd_model)}`" if recipe.kd_model else "", teacher=_teacher(recipe.kd_model),
     )  # fmt: skip
 
 
@@ -170,10 +179,22 @@ def _figures(values: tuple[float, ...]) -> str:
 def _turned(recipe: Recipe) -> str:
     """The knobs that do not stand where they stand anyway, as YAML; what a recipe is expected to reach is no knob."""
     usual = to_json(Recipe())
+    here = replace(recipe, kd_model=_named(recipe.kd_model) if recipe.kd_model else None)
     return yaml.safe_dump(
-        {name: value for name, value in to_json(recipe).items() if value != usual[name] and name != "expected"},
+        {name: value for name, value in to_json(here).items() if value != usual[name] and name != "expected"},
         sort_keys=False,
     )
+
+
+def _named(teacher: str) -> str:
+    """Without the folders of this machine."""
+    return Path(teacher).name
+
+
+def _teacher(teacher: str | None) -> str:
+    """The file that builds it, where it is one."""
+    path = Path((teacher or "").rpartition(":")[0])
+    return TEACHER.format(file=path.name, source=path.read_text(encoding="utf-8")) if path.suffix == ".py" else ""
 
 
 def _machine(record: TrainRecord) -> str:
