@@ -114,7 +114,7 @@ def _cifar10(architecture: str, sha256: str, right: int) -> Weights:
 WEIGHTS: Mapping[str, Weights] = {
     "resnet56.cifar10": _cifar10("resnet56", "ad8d22075a34036c269ff2f96cb1915e0ea0c993cb3c082de43f457376a43d90", 9358),
     "ghost_resnet56.cifar10": _cifar10(
-        "ghost_resnet56", "dd1b9e9167179c64477678d481e56fa89363c01321d5c922129ee9ed0b7e2588", 9238
+        "ghost_resnet56", "ec1aa9d27c8097e0c1fb428c6e73d00b24e3a3b14a9dfd683f0d1c5709d824c8", 9327
     ),
     "resnet20.cifar10": _cifar10("resnet20", "4797a92f0ee56ca537ac7ca2eca0553d1c39fdf5238bc90c3fc63b607482e616", 9232),
     "ghost_resnet20.cifar10": _cifar10(
