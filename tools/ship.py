@@ -25,9 +25,10 @@ from safetensors.torch import save
 from torch import nn
 
 import ghostnets
+from ghostnets.cli.arguments import short_name
 from ghostnets.errors import GhostnetsError, UserError
 from ghostnets.models.catalog import BUILDERS
-from ghostnets.pretrained import Config, read_config
+from ghostnets.pretrained import Config, is_file, read_config
 from ghostnets.records import Quality, TrainRecord, from_json, read_json, to_json, write_bytes, write_text
 from ghostnets.trainer import RECORD, TrainRequest, read_request
 from ghostnets.training.recipe import Recipe
@@ -138,6 +139,8 @@ def measured(contents: bytes, record: TrainRecord, config: Config, data_dir: Pat
 def card(record: TrainRecord, recipe: Recipe, config: Config, quality: Quality, contents: bytes) -> str:
     """Markdown."""
     channels, height, width = config.input_size
+    teacher = recipe.kd_model
+    recipe = replace(recipe, kd_model=short_name(teacher) if teacher else None)
     return CARD.format(
         launch=_launch(record), threads=record.environment["threads"], name=f"{record.model}.{record.data}", architecture=record.model, data=record.data, seed=record.seed,
         images="grey images" if channels == 1 else "colour images", size=f"{height}×{width} pixels",
@@ -146,7 +149,7 @@ def card(record: TrainRecord, recipe: Recipe, config: Config, quality: Quality, 
         params=record.params / 1e6, macs=record.macs / 1e6, mean=_figures(config.mean), std=_figures(config.std),
         kib=len(contents) // 1024, sha256=hashlib.sha256(contents).hexdigest(), epochs=record.epochs, hours=record.seconds / 3600,
         speed=record.images_per_second, recipe=_turned(recipe), machine=_machine(record),
-        taught=f", taught by `{_named(recipe.kd_model)}`" if recipe.kd_model else "", teacher=_teacher(recipe.kd_model),
+        taught=f", taught by `{recipe.kd_model}`" if teacher else "", teacher=_teacher(teacher) if teacher else "",
     )  # fmt: skip
 
 
@@ -179,22 +182,18 @@ def _figures(values: tuple[float, ...]) -> str:
 def _turned(recipe: Recipe) -> str:
     """The knobs that do not stand where they stand anyway, as YAML; what a recipe is expected to reach is no knob."""
     usual = to_json(Recipe())
-    here = replace(recipe, kd_model=_named(recipe.kd_model) if recipe.kd_model else None)
     return yaml.safe_dump(
-        {name: value for name, value in to_json(here).items() if value != usual[name] and name != "expected"},
+        {name: value for name, value in to_json(recipe).items() if value != usual[name] and name != "expected"},
         sort_keys=False,
     )
 
 
-def _named(teacher: str) -> str:
-    """Without the folders of this machine."""
-    return Path(teacher).name
-
-
-def _teacher(teacher: str | None) -> str:
+def _teacher(teacher: str) -> str:
     """The file that builds it, where it is one."""
-    path = Path((teacher or "").rpartition(":")[0])
-    return TEACHER.format(file=path.name, source=path.read_text(encoding="utf-8")) if path.suffix == ".py" else ""
+    if not is_file(teacher):
+        return ""
+    path = Path(teacher.rpartition(":")[0])
+    return TEACHER.format(file=path.name, source=path.read_text(encoding="utf-8"))
 
 
 def _machine(record: TrainRecord) -> str:
